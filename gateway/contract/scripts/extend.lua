@@ -1,0 +1,55 @@
+-- extend: keep a hold alive while its request runs, and top it up when the request costs more than was held.
+--
+-- KEYS  1 key record  2 account record  3 organization record  4 holds
+-- ARGV  1 the hold  2 amount to add, microcredits (0: only push the deadline)  3 ms from now until the new deadline
+-- Returns the hold, rewritten if its amount grew, else one of
+--   {'gone'}                                             no such hold: it expired, or was settled
+--   {'missing', level}, {'status', level, status}, {'expired', expires_at}   the request is to be cut
+--   {'budget', level, limit, spent, held, resets_at}     no room for the added amount; the deadline is not pushed
+--
+-- Why it is right: the hold is replaced inside one atomic step, so at any time exactly one form of it is in the set and
+-- settlement stays exactly-once. The added amount is held only at levels still in the hold's own window; at a level that
+-- has rolled since, room in the current window is asked for but nothing is held there, because the cost will not be
+-- booked there either.
+
+local hold = ARGV[1]
+if not redis.call('ZSCORE', KEYS[4], hold) then return {'gone'} end
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local added = tonumber(ARGV[2])
+local head, amount, admitted_at, windows = hold:match('^(.*)|(%d+)|(%d+)|(%d+|%d+|%d+)$')
+local own_window = {windows:match('(%d+)|(%d+)|(%d+)')}
+
+local names = {'key', 'account', 'organization'}
+local levels = {}
+for index, name in ipairs(names) do
+  local level = redis.call('HMGET', KEYS[index], 'status', 'limit', 'window', 'window_end', 'spent', 'held', 'expires_at')
+  if not level[1] then return {'missing', name} end
+  if level[1] ~= 'active' then return {'status', name, level[1]} end
+  levels[index] = level
+end
+local expires_at = tonumber(levels[1][7] or 0)
+if expires_at > 0 and now >= expires_at then return {'expired', expires_at} end
+
+if added > 0 then
+  for index, name in ipairs(names) do
+    local level = levels[index]
+    local used = tonumber(level[5] or 0) + tonumber(level[6] or 0)
+    local ended = now >= tonumber(level[4] or 0)
+    if level[2] and level[2] ~= '' and not ended and used + added > tonumber(level[2]) then
+      local resets_at = tonumber(level[4])
+      return {'budget', name, tonumber(level[2]), tonumber(level[5]), tonumber(level[6]),
+              resets_at == 9007199254740991 and 0 or resets_at}
+    end
+  end
+  for index in ipairs(names) do
+    if levels[index][3] == own_window[index] then
+      redis.call('HSET', KEYS[index], 'held', ('%.0f'):format(levels[index][6] + added))
+    end
+  end
+  redis.call('ZREM', KEYS[4], hold)
+  hold = ('%s|%.0f|%s|%s'):format(head, amount + added, admitted_at, windows)
+end
+redis.call('ZADD', KEYS[4], now + tonumber(ARGV[3]), hold)
+return hold
