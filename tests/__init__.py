@@ -1,0 +1,1 @@
+"""Tests: sentences that state a guarantee, against real servers."""
