@@ -36,7 +36,16 @@ class Budget:
 
     def fields(self) -> list[Field]:
         limit: Field = "" if self.limit is None else self.limit
-        return ["limit", limit, "period", self.period, "billing_day", self.billing_day, "since", self.since_ms]
+        return [
+            "limit",
+            limit,
+            "period",
+            self.period,
+            "billing_day",
+            self.billing_day,
+            "since",
+            self.since_ms,
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,14 @@ class KeyRules:
     def fields(self) -> list[Field]:
         fields: list[Field] = ["status", self.status, *self.budget.fields()]
         fields += ["expires_at", self.expires_at_ms or 0, "hash", self.token_hash]
-        fields += ["account", self.account_id, "account_name", self.account_name, "account_kind", self.account_kind]
+        fields += [
+            "account",
+            self.account_id,
+            "account_name",
+            self.account_name,
+            "account_kind",
+            self.account_kind,
+        ]
         fields += ["organization", self.organization_tag, "organization_name", self.organization_name]
         if self.digest is not None:
             fields += ["digest", self.digest]

@@ -21,6 +21,9 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("completed", "client_gone", "upstream_fa
 
 PATH_LENGTH_MAX: Final = 256
 
+_WHOLE_MAX: Final = 2**63 - 1
+"""What a ledger row can hold: one entry out of range must not stop the draining of the others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageEvent:
@@ -91,49 +94,69 @@ def decode(data: bytes) -> UsageEvent | RefusalCount:
         if fields.get("kind") == "refused":
             return _refusal_count(fields)
         return _usage_event(fields)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise EventError(f"not an event: {type(error).__name__} at {str(error)[:80]}") from error
+    except KeyError as error:
+        raise EventError(f"not an event: {error} is missing") from None
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        # No more than the kind of error: the message of int() repeats the value, and a value may be anybody's.
+        raise EventError(f"not an event: a value is not what it should be ({type(error).__name__})") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number <= _WHOLE_MAX:
+        raise ValueError("out of range")
+    return number
 
 
 def _usage_event(fields: Mapping[str, Any]) -> UsageEvent:
     get = fields.get
     windows = get("windows") or (0, 0, 0)
     return UsageEvent(
-        request_id=fields["request_id"],
-        admitted_at_ms=int(fields["admitted_at_ms"]),
-        ended_at_ms=int(fields["ended_at_ms"]),
-        organization=fields["organization"],
-        account=fields["account"],
-        account_name=get("account_name", ""),
-        account_kind=get("account_kind", "service-account"),
-        key=fields["key"],
-        route=fields["route"],
-        method=get("method", ""),
-        path=get("path", ""),
-        status=int(get("status", 0)),
-        outcome=fields["outcome"],
-        bytes_in=int(get("bytes_in", 0)),
-        bytes_out=int(get("bytes_out", 0)),
-        upstream_ms=int(get("upstream_ms", 0)),
-        total_ms=int(get("total_ms", 0)),
-        held=int(get("held", 0)),
-        cost=int(fields["cost"]),
-        windows=(int(windows[0]), int(windows[1]), int(windows[2])),
-        units=get("units") or {},
-        session=get("session"),
-        computer=get("computer"),
-        trace=get("trace"),
+        request_id=_text(fields["request_id"]),
+        admitted_at_ms=_whole(fields["admitted_at_ms"]),
+        ended_at_ms=_whole(fields["ended_at_ms"]),
+        organization=_text(fields["organization"]),
+        account=_text(fields["account"]),
+        account_name=_text(get("account_name", "")),
+        account_kind=cast("AccountKind", _text(get("account_kind", "service-account"))),
+        key=_text(fields["key"]),
+        route=_text(fields["route"]),
+        method=_text(get("method", "")),
+        path=_text(get("path", "")),
+        status=_whole(get("status", 0)),
+        outcome=cast("Outcome", _text(fields["outcome"])),
+        bytes_in=_whole(get("bytes_in", 0)),
+        bytes_out=_whole(get("bytes_out", 0)),
+        upstream_ms=_whole(get("upstream_ms", 0)),
+        total_ms=_whole(get("total_ms", 0)),
+        held=_whole(get("held", 0)),
+        cost=_whole(fields["cost"]),
+        windows=(_whole(windows[0]), _whole(windows[1]), _whole(windows[2])),
+        units={_text(unit): _whole(count) for unit, count in (get("units") or {}).items()},
+        session=_optional_text(get("session")),
+        computer=_optional_text(get("computer")),
+        trace=_optional_text(get("trace")),
     )
 
 
 def _refusal_count(fields: Mapping[str, Any]) -> RefusalCount:
     return RefusalCount(
-        id=fields["id"],
-        minute_ms=int(fields["minute_ms"]),
-        organization=fields["organization"],
-        account=fields["account"],
-        key=fields["key"],
-        route=fields["route"],
-        reason=fields["reason"],
-        count=int(fields["count"]),
+        id=_text(fields["id"]),
+        minute_ms=_whole(fields["minute_ms"]),
+        organization=_text(fields["organization"]),
+        account=_text(fields["account"]),
+        key=_text(fields["key"]),
+        route=_text(fields["route"]),
+        reason=_text(fields["reason"]),
+        count=_whole(fields["count"]),
     )
