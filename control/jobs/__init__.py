@@ -1,0 +1,17 @@
+"""What control does in the background. Each job is a module with `async def run_once(context)`, safe to be killed anywhere
+and to be run twice.
+
+    drain       events of the streams -> rows of the ledger and their sums
+    expire      holds whose deadline has passed -> settled at what was held
+    publish     changed rules -> Redis; all rules and counters -> a Redis that lost them
+    partitions  days of the ledger, made ahead
+    reconcile   counters against rows: says where they differ, repairs nothing
+
+    context     what a job works with: its Postgres connection, Redis, the layout of keys
+    ledger      the SQL of one batch of the drain
+    stream      entries of the streams: reading, removing
+    runner      every job on its interval, once at a time over all processes
+    metrics     what is counted of them
+
+`tollkeeper jobs` runs `runner.run`; tests call `run_once` directly.
+"""

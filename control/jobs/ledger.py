@@ -1,0 +1,125 @@
+"""One batch of the drain in Postgres: rows, their sums by hour and by window, and when each key was last used. SQL only.
+
+The sums are taken from the rows that the INSERT really made, in the same statement, so that a second delivery of an event
+changes nothing at all. Called by drain inside a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+import orjson
+
+from gateway.contract.usage_event import RefusalCount, UsageEvent
+
+_STAGING: Final = """
+CREATE TEMPORARY TABLE IF NOT EXISTS drained_events (
+    request_id text, admitted_at_ms bigint, ended_at_ms bigint, organization text, account text, account_name text,
+    account_kind text, key text, route text, method text, path text, status bigint, outcome text, bytes_in bigint,
+    bytes_out bigint, upstream_ms bigint, total_ms bigint, held bigint, cost bigint, key_window bigint,
+    account_window bigint, organization_window bigint, units text, session text, computer text, trace text
+) ON COMMIT DELETE ROWS
+"""
+
+# Upserts are ordered, so that two drains at once (a rebuild beside the job) wait for each other and do not deadlock.
+_EVENTS: Final = """
+WITH fresh AS (
+    INSERT INTO usage_events
+        (admitted_at, ended_at, key_window, account_window, organization_window, held, cost, bytes_in, bytes_out,
+         upstream_ms, total_ms, status, request_id, organization, account, account_name, account_kind, key, route,
+         method, path, outcome, units, session, computer, trace)
+    SELECT timestamptz 'epoch' + admitted_at_ms * interval '1 millisecond',
+           timestamptz 'epoch' + ended_at_ms * interval '1 millisecond',
+           key_window, account_window, organization_window, held, cost, bytes_in, bytes_out, upstream_ms, total_ms,
+           status::integer, request_id, organization, account, account_name, account_kind, key, route, method, path,
+           outcome, units::jsonb, session, computer, trace
+      FROM drained_events
+    ON CONFLICT DO NOTHING
+    RETURNING admitted_at, organization, account, key, route, cost, bytes_in, bytes_out,
+              key_window, account_window, organization_window
+), hourly AS (
+    INSERT INTO usage_hourly AS u (organization, hour, account, key, route, requests, cost, bytes_in, bytes_out)
+    SELECT organization, date_trunc('hour', admitted_at, 'UTC'), account, key, route,
+           count(*), sum(cost), sum(bytes_in), sum(bytes_out)
+      FROM fresh GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+    ON CONFLICT (organization, hour, account, key, route) DO UPDATE
+       SET requests = u.requests + excluded.requests, cost = u.cost + excluded.cost,
+           bytes_in = u.bytes_in + excluded.bytes_in, bytes_out = u.bytes_out + excluded.bytes_out
+), windows AS (
+    INSERT INTO usage_windows AS w (id, window_ms, level, spent)
+    SELECT id, window_ms, level, sum(cost)
+      FROM (SELECT key AS id, key_window AS window_ms, 'key' AS level, cost FROM fresh
+            UNION ALL SELECT account, account_window, 'account', cost FROM fresh
+            UNION ALL SELECT organization, organization_window, 'organization', cost FROM fresh) AS levels
+     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ON CONFLICT (id, window_ms, level) DO UPDATE SET spent = w.spent + excluded.spent
+), {used}
+SELECT count(*) FROM fresh
+"""
+
+_LAST_USED: Final = """used AS (
+    UPDATE keys SET last_used_at = latest.at
+      FROM (SELECT key, max(admitted_at) AS at FROM fresh GROUP BY key ORDER BY key) AS latest
+     WHERE keys.id = latest.key AND (keys.last_used_at IS NULL OR keys.last_used_at < latest.at)
+)"""
+
+_NO_KEYS: Final = "used AS (SELECT)"
+
+_REFUSALS: Final = """
+WITH fresh AS (
+    INSERT INTO refusals (id, minute, count, organization, account, key, route, reason)
+    SELECT id, timestamptz 'epoch' + minute_ms * interval '1 millisecond', count, organization, account, key, route, reason
+      FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
+        AS counted (id, minute_ms, count, organization, account, key, route, reason)
+    ON CONFLICT DO NOTHING
+    RETURNING minute, count, organization, account, key, route
+), hourly AS (
+    INSERT INTO usage_hourly AS u (organization, hour, account, key, route, refused)
+    SELECT organization, date_trunc('hour', minute, 'UTC'), account, key, route, sum(count)
+      FROM fresh GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+    ON CONFLICT (organization, hour, account, key, route) DO UPDATE SET refused = u.refused + excluded.refused
+)
+SELECT count(*) FROM fresh
+"""
+
+
+_HAS_LAST_USED: Final = """
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('keys') AND attname = 'last_used_at')
+"""
+
+
+async def prepare(postgres: asyncpg.Connection) -> str:
+    """Make this connection ready for `add_events`, and answer the statement that it takes.
+
+    The table through which a batch goes in is temporary: seen by this connection alone, and not written to the log.
+    """
+    await postgres.execute(_STAGING)
+    return _EVENTS.format(used=_LAST_USED if await postgres.fetchval(_HAS_LAST_USED) else _NO_KEYS)
+
+
+async def add_events(postgres: asyncpg.Connection, statement: str, events: Sequence[UsageEvent]) -> int:
+    """Add these to the ledger and its sums; how many were not there before. Inside the caller's transaction."""
+    await postgres.copy_records_to_table("drained_events", records=[_row(event) for event in events])
+    return int(await postgres.fetchval(statement))
+
+
+async def add_refusals(postgres: asyncpg.Connection, refusals: Sequence[RefusalCount]) -> int:
+    """Add these to the refusals and the sums by hour; how many were not there before."""
+    columns = zip(
+        *((r.id, r.minute_ms, r.count, r.organization, r.account, r.key, r.route, r.reason) for r in refusals),
+        strict=True,
+    )
+    return int(await postgres.fetchval(_REFUSALS, *columns))
+
+
+def _row(event: UsageEvent) -> tuple[object, ...]:
+    """The columns of drained_events, in order."""
+    return (
+        event.request_id, event.admitted_at_ms, event.ended_at_ms, event.organization, event.account,
+        event.account_name, event.account_kind, event.key, event.route, event.method, event.path, event.status,
+        event.outcome, event.bytes_in, event.bytes_out, event.upstream_ms, event.total_ms, event.held, event.cost,
+        *event.windows, orjson.dumps(event.units).decode() if event.units else "{}",
+        event.session, event.computer, event.trace,
+    )  # fmt: skip
