@@ -1,0 +1,126 @@
+"""Publishing: rules go from Postgres into Redis. The publish job and `domain.changes` call it.
+
+Only this module and the jobs speak to Redis from the control plane. Versions make every publish harmless to repeat, in
+any order and from several processes (see `publish.lua`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, TypeAlias
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from control.domain.rules import Rules
+from control.settings import ControlSettings
+from gateway.contract import scripts
+from gateway.contract.layout import META, Layout
+from gateway.contract.records import AccountRules, OrganizationRules
+
+_BATCH: Final = 1_000
+
+Start: TypeAlias = tuple[int, int]
+"""Counters for a record that does not exist yet: start of its window in ms, and microcredits spent in it."""
+
+FRESH: Final[Start] = (0, 0)
+
+
+class RedisUnavailable(Exception):
+    """Redis did not answer, or answered with an error; the message is the kind of failure only, never an address."""
+
+
+@asynccontextmanager
+async def redis_answers() -> AsyncIterator[None]:
+    """Turns whatever the client library raises into RedisUnavailable."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise RedisUnavailable(type(error).__name__) from error
+
+
+def connect_redis(settings: ControlSettings) -> Redis:
+    """A client (no connection is made yet): bounded waits, dead connections noticed, replies as bytes.
+
+    One retry, for a connection that Redis closed while it was idle; every command sent here may be sent twice.
+    """
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=False,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        socket_keepalive=True,
+        health_check_interval=30,
+        retry=Retry(NoBackoff(), 1),
+        client_name="tollkeeper-control",
+    )
+
+
+class Publisher:
+    """Writes rules into the Redis of one installation."""
+
+    def __init__(self, redis: Redis, layout: Layout) -> None:
+        self._redis = redis
+        self._layout = layout
+
+    async def publish(self, rules: Rules, window_ms: int = 0, spent: int = 0) -> bool:
+        """Write one record; False if it already has this version or a newer one. Raises RedisUnavailable.
+
+        `window_ms` and `spent` are its counters if it does not exist yet.
+        """
+        return (await self.publish_many([(rules, (window_ms, spent))]))[0]
+
+    async def publish_many(self, items: Sequence[tuple[Rules, Start]]) -> list[bool]:
+        """Write several, in order, a round trip a thousand. Answers as `publish`. Raises RedisUnavailable."""
+        written: list[bool] = []
+        async with redis_answers():
+            for first in range(0, len(items), _BATCH):
+                written += await self._publish_batch(items[first : first + _BATCH])
+        return written
+
+    async def publish_changes(self, changed: Sequence[Rules]) -> None:
+        """Write rules of things that may have spent already. Raises RedisUnavailable.
+
+        A record that is missing while Redis is not loaded is left out: it would start with nothing spent, and the
+        rebuild, which knows what was spent, could not put that right. Nothing passes until the rebuild has been.
+        """
+        async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
+            for rules in changed:
+                pipe.hexists(self.record_of(rules), "version")
+            pipe.hexists(META, "epoch")  # read last: a flush in between shows as "not loaded"
+            *present, loaded = await pipe.execute()
+        await self.publish_many(
+            [(rules, FRESH) for rules, there in zip(changed, present, strict=True) if there or loaded]
+        )
+
+    def record_of(self, rules: Rules) -> str:
+        """The name of the Redis key that holds these rules."""
+        if isinstance(rules, OrganizationRules):
+            return self._layout.organization(rules.tag)
+        if isinstance(rules, AccountRules):
+            return self._layout.account(rules.id)
+        return self._layout.key(rules.id)
+
+    async def _publish_batch(self, items: Sequence[tuple[Rules, Start]]) -> list[bool]:
+        answers = await self._send(items)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            await self._redis.script_load(scripts.PUBLISH.text)
+            answers = await self._send(items)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer == 1 for answer in answers]
+
+    async def _send(self, items: Sequence[tuple[Rules, Start]]) -> list[object]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for rules, start in items:
+                self._append(pipe, rules, start)
+            return list(await pipe.execute(raise_on_error=False))
+
+    def _append(self, pipe: Pipeline, rules: Rules, start: Start) -> None:
+        arguments = [rules.version, *start, *rules.fields()]
+        pipe.execute_command("EVALSHA", scripts.PUBLISH.sha, 1, self.record_of(rules), *arguments)
