@@ -7,8 +7,6 @@ or ``own_postgres``, which are started for it alone.
 """
 
 import asyncio
-import importlib
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -23,11 +21,11 @@ import redis
 import redis.asyncio
 
 from control.embedded import EmbeddedPostgres, EmbeddedRedis
+from control.migrate import migrate
 
 # What a crash of the machine would lose is no part of a test; what a crash of the server would lose is, and
 # is kept.
 UNSYNCED = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-MIGRATIONS = "control.migrate"
 
 
 def run_apart(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -108,9 +106,6 @@ def postgres_dsn(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: EmbeddedPostgres) -> str:
     """The name of a database with the product's schema, made once and copied for each test."""
-    if importlib.util.find_spec(MIGRATIONS) is None:
-        pytest.skip(f"{MIGRATIONS} does not exist yet")
-    migrate = importlib.import_module(MIGRATIONS).migrate
     name = "migrated_template"
     run_apart(lambda: _execute(postgres_server.dsn, f"CREATE DATABASE {name} TEMPLATE template0"))
     run_apart(lambda: migrate(f"{postgres_server.dsn.rpartition('/')[0]}/{name}"))

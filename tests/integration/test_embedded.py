@@ -15,6 +15,8 @@ import asyncpg
 import psutil
 import pytest
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 
 from control.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerFailed, free_port, wait_until
@@ -121,7 +123,8 @@ async def test_redis_is_durable_and_never_evicts(client: redis.asyncio.Redis) ->
 
 
 async def test_redis_refuses_who_does_not_know_the_password(own_redis: EmbeddedRedis) -> None:
-    async with redis.asyncio.Redis(host="127.0.0.1", port=own_redis.port) as stranger:
+    no_retry = Retry(NoBackoff(), 0)
+    async with redis.asyncio.Redis(host="127.0.0.1", port=own_redis.port, retry=no_retry) as stranger:
         with pytest.raises(AuthenticationError):
             await stranger.ping()
 
