@@ -1,0 +1,189 @@
+"""Contenders in rotation: one Sample for each contender in each round.
+
+The machine is never quiet, so no contender gets a long turn of its own: all of them run from start to end, pinned
+to one core, and each round gives each a few seconds of load. Comparisons are made inside a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import redis
+
+from tests.benchmark import load, rules
+from tests.benchmark.contender import Contender
+from tests.benchmark.load import Load
+from tests.benchmark.processes import cpu_seconds, wait_for
+from tests.benchmark.rig import Rig
+
+_SETTLED_TIMEOUT_S = 10.0
+_REWRITE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RedisWork:
+    """What a round cost Redis: CPU of its process, and its own account of the scripts."""
+
+    cpu_us_per_request: float
+    scripts_per_request: float
+    us_per_script: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One contender in one round. `problems` is empty when the figures mean what they say."""
+
+    load: Load
+    cpu_us: float
+    """CPU microseconds per request of the working processes."""
+    supervisor_us: float
+    """The same of its other processes."""
+    core_share: float
+    """Part of the round in which the working processes had the core: near 1 means that this core was the limit."""
+    redis: RedisWork | None
+    problems: tuple[str, ...]
+
+
+def warm_up(contenders: Sequence[Contender], rig: Rig, connections: int) -> None:
+    """A second of load for each, not counted: connections, caches, scripts."""
+    for contender in contenders:
+        measure(contender, rig, seconds=1, connections=connections)
+
+
+def rotate(
+    contenders: Sequence[Contender],
+    rig: Rig,
+    *,
+    rounds: int,
+    seconds: int,
+    connections: int,
+    progress: Callable[[str], None],
+) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    for number in range(rounds):
+        for contender in contenders:
+            progress(f"round {number + 1} of {rounds}: {contender.name}")
+            samples[contender.name].append(measure(contender, rig, seconds=seconds, connections=connections))
+    return samples
+
+
+def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -> Sample:
+    """One turn. Raises BenchmarkFailed when wrk gives no figures or holds stay open."""
+    charged, client = contender.charged(rig), rig.client
+    pids, working = contender.pids(), contender.working_pids()
+    before = rules.books(client, charged)
+    rules.ask(client, "CONFIG", "RESETSTAT")
+    cpu = cpu_seconds([*pids, rig.redis_pid])
+    got = load.drive(
+        contender.address,
+        charged.token,
+        seconds=seconds,
+        connections=connections,
+        core=rig.load_core,
+        folder=rig.folder,
+    )
+    if contender.charges:
+        wait_for(
+            lambda: rules.books(client, charged).holds == 0,
+            _SETTLED_TIMEOUT_S,
+            f"{contender.name} to settle every hold",
+        )
+    same = contender.pids() == pids
+    after = cpu_seconds([*pids, rig.redis_pid]) if same else cpu
+    requests = max(got.requests, 1)
+    spent_us = {pid: (after[pid] - cpu[pid]) * 1e6 / requests for pid in cpu}
+    cpu_us = sum(spent_us[pid] for pid in working)
+    problems = [] if same else ["a process of it was replaced"]
+    if not got.is_clean:
+        problems.append(f"{got.refused} answers of 400 or more, {got.unanswered} socket errors or time-outs")
+    work = None
+    if contender.charges:
+        work = _redis_work(client, spent_us[rig.redis_pid], requests)
+        problems += _unbalanced(before, rules.books(client, charged), got.requests, connections)
+        _tidy(client, charged)
+    return Sample(
+        load=got,
+        cpu_us=cpu_us,
+        supervisor_us=sum(spent_us[pid] for pid in pids if pid not in working),
+        core_share=cpu_us * got.rate / 1e6,
+        redis=work,
+        problems=tuple(problems),
+    )
+
+
+def _unbalanced(before: rules.Books, after: rules.Books, requests: int, connections: int) -> list[str]:
+    """Every answered request is one event and one price; wrk leaves at most one more a connection unanswered."""
+    problems = []
+    events, spent = after.events - before.events, after.spent - before.spent
+    if not requests <= events <= requests + connections:
+        problems.append(f"{requests} requests left {events} events")
+    # A request whose client left is an event too, and may cost less.
+    if not requests * rules.PRICE_MICROCREDITS <= spent <= events * rules.PRICE_MICROCREDITS:
+        problems.append(f"{events} events, {spent} microcredits spent")
+    if after.held != before.held:
+        problems.append(f"{after.held - before.held} microcredits still held")
+    return problems
+
+
+def _redis_work(client: redis.Redis, cpu_us: float, requests: int) -> RedisWork:
+    stats: Mapping[str, Mapping[str, float]] = client.info("commandstats")
+    scripts = stats.get("cmdstat_evalsha", {})
+    return RedisWork(cpu_us, scripts.get("calls", 0.0) / requests, scripts.get("usec_per_call", 0.0))
+
+
+def _tidy(client: redis.Redis, charged: rules.Charged) -> None:
+    """Empty the stream and rewrite the append-only file now, so that neither happens in somebody's turn."""
+    rules.forget_events(client, charged)
+    rules.ask(client, "BGREWRITEAOF")
+
+    def is_rewritten() -> bool:
+        state: Mapping[str, int] = client.info("persistence")
+        return not (state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"])
+
+    wait_for(is_rewritten, _REWRITE_TIMEOUT_S, "Redis to rewrite its append-only file")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Medians of a contender over its rounds."""
+
+    cpu_us: float
+    supervisor_us: float
+    rate: float
+    p50_us: float
+    p99_us: float
+    core_share: float
+    redis: RedisWork | None
+    problems: tuple[str, ...]
+
+
+def summarize(samples: Sequence[Sample]) -> Summary:
+    def median(value: Callable[[Sample], float]) -> float:
+        return statistics.median(value(sample) for sample in samples)
+
+    works = [sample.redis for sample in samples if sample.redis]
+    redis_work = RedisWork(
+        statistics.median(work.cpu_us_per_request for work in works),
+        statistics.median(work.scripts_per_request for work in works),
+        statistics.median(work.us_per_script for work in works),
+    ) if works else None  # fmt: skip
+    return Summary(
+        cpu_us=median(lambda sample: sample.cpu_us),
+        supervisor_us=median(lambda sample: sample.supervisor_us),
+        rate=median(lambda sample: sample.load.rate),
+        p50_us=median(lambda sample: sample.load.p50_us),
+        p99_us=median(lambda sample: sample.load.p99_us),
+        core_share=median(lambda sample: sample.core_share),
+        redis=redis_work,
+        problems=tuple(dict.fromkeys(problem for sample in samples for problem in sample.problems)),
+    )
+
+
+def ratio(samples: Mapping[str, Sequence[Sample]], name: str, to: str) -> float | None:
+    """Median over the rounds of CPU of `name` / CPU of `to` in the same round; None if either did not run."""
+    pairs = list(zip(samples.get(name, ()), samples.get(to, ()), strict=False))
+    if not pairs or any(base.cpu_us == 0 for _, base in pairs):
+        return None
+    return statistics.median(sample.cpu_us / base.cpu_us for sample, base in pairs)

@@ -1,0 +1,37 @@
+"""A small upstream: 500 bytes to every request, on kept connections. Run as a program where nginx is not installed.
+
+python -m tests.benchmark.upstream PORT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+BODY = b"x" * 499 + b"\n"
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+class _Answers(asyncio.Protocol):
+    """Counts ends of heads: the load of the benchmark has no bodies."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *heads, self._rest = (self._rest + data).split(b"\r\n\r\n")
+        if heads:
+            self._transport.write(_ANSWER * len(heads))
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(_Answers, "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(int(sys.argv[1])))
