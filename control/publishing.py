@@ -82,8 +82,8 @@ class Publisher:
                 written += await self._publish_batch(items[first : first + _BATCH])
         return written
 
-    async def publish_changes(self, changed: Sequence[Rules]) -> None:
-        """Write rules of things that may have spent already. Raises RedisUnavailable.
+    async def publish_changes(self, changed: Sequence[Rules]) -> list[bool]:
+        """Write rules of things that may have spent already: which of them are in force now. Raises RedisUnavailable.
 
         A record that is missing while Redis is not loaded is left out: it would start with nothing spent, and the
         rebuild, which knows what was spent, could not put that right. Nothing passes until the rebuild has been.
@@ -93,9 +93,11 @@ class Publisher:
                 pipe.hexists(self.record_of(rules), "version")
             pipe.hexists(META, "epoch")  # read last: a flush in between shows as "not loaded"
             *present, loaded = await pipe.execute()
+        known = [bool(there or loaded) for there in present]
         await self.publish_many(
-            [(rules, FRESH) for rules, there in zip(changed, present, strict=True) if there or loaded]
+            [(rules, FRESH) for rules, publish in zip(changed, known, strict=True) if publish]
         )
+        return known
 
     def record_of(self, rules: Rules) -> str:
         """The name of the Redis key that holds these rules."""
