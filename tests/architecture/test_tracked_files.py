@@ -44,3 +44,13 @@ def test_a_lock_gives_every_package_one_version_and_its_hashes(name: str) -> Non
     for entry in entries:
         assert re.match(r"[a-z0-9-]+(\[[a-z,]+\])?==[0-9][\w.]*( ; .+)? \\\n", entry), entry[:80]
         assert "--hash=sha256:" in entry, entry[:80]
+
+
+def test_what_is_tested_is_what_is_shipped() -> None:
+    """Every version in the runtime lock is the one in the lock that the tests run with."""
+    runtime, dev = (
+        dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "deploy/locks" / name).read_text("utf-8"), re.MULTILINE))
+        for name in ("runtime.lock", "dev.lock")
+    )
+    assert runtime
+    assert {name: dev.get(name) for name in runtime} == runtime
