@@ -49,7 +49,11 @@ def test_a_lock_gives_every_package_one_version_and_its_hashes(name: str) -> Non
 def test_what_is_tested_is_what_is_shipped() -> None:
     """Every version in the runtime lock is the one in the lock that the tests run with."""
     runtime, dev = (
-        dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "deploy/locks" / name).read_text("utf-8"), re.MULTILINE))
+        dict(
+            re.findall(
+                r"^([a-z0-9-]+)==(\S+)", (ROOT / "deploy/locks" / name).read_text("utf-8"), re.MULTILINE
+            )
+        )
         for name in ("runtime.lock", "dev.lock")
     )
     assert runtime
