@@ -29,7 +29,7 @@ def _load(name: str, *parts: str) -> Script:
 
 ADMIT: Final = _load("admit", "window")
 SETTLE: Final = _load("settle")
-EXTEND: Final = _load("extend")
+EXTEND: Final = _load("extend", "window")
 PUBLISH: Final = _load("publish")
 ADOPT: Final = _load("adopt")
 ALL: Final[tuple[Script, ...]] = (ADMIT, SETTLE, EXTEND, PUBLISH, ADOPT)

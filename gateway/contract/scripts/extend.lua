@@ -10,7 +10,8 @@
 -- Why it is right: the hold is replaced inside one atomic step, so at any time exactly one form of it is in the set and
 -- settlement stays exactly-once. The added amount is held only at levels still in the hold's own window; at a level that
 -- has rolled since, room in the current window is asked for but nothing is held there, because the cost will not be
--- booked there either.
+-- booked there either. Which window is current is worked out as `admit` does, but not written: an end that publish has
+-- dropped, or that nobody was admitted after, must not read as a window without a limit.
 
 local hold = ARGV[1]
 if not redis.call('ZSCORE', KEYS[4], hold) then return {'gone'} end
@@ -35,12 +36,17 @@ if expires_at > 0 and now >= expires_at then return {'expired', expires_at} end
 if added > 0 then
   for index, name in ipairs(names) do
     local level = levels[index]
-    local used = tonumber(level[5] or 0) + tonumber(level[6] or 0)
-    local ended = now >= tonumber(level[4] or 0)
-    if level[2] and level[2] ~= '' and not ended and used + added > tonumber(level[2]) then
-      local resets_at = tonumber(level[4])
-      return {'budget', name, tonumber(level[2]), tonumber(level[5]), tonumber(level[6]),
-              resets_at == 9007199254740991 and 0 or resets_at}
+    local window_end, spent, held = tonumber(level[4] or 0), tonumber(level[5] or 0), tonumber(level[6] or 0)
+    if level[2] and level[2] ~= '' then
+      if now >= window_end then
+        local rule = redis.call('HMGET', KEYS[index], 'period', 'billing_day', 'since')
+        local start, finish = window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
+        if start > tonumber(level[3] or 0) then spent, held = 0, 0 end
+        window_end = finish
+      end
+      if spent + held + added > tonumber(level[2]) then
+        return {'budget', name, tonumber(level[2]), spent, held, window_end == NEVER_ENDS and 0 or window_end}
+      end
     end
   end
   for index in ipairs(names) do
