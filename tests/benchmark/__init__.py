@@ -2,7 +2,8 @@
 
 `make bench` runs it; README.md says how to read it.
 
-    __main__      the options, the order of things, the exit status
+    __main__      the options and the exit status
+    run           which contenders start, and what is measured in which order
     rig           what every contender stands on: cores, folder, upstream, Redis, one key to charge
     processes     a child process: started on one core, waited for, its CPU time and memory, stopped
     contender     what a contender is: start, address, processes, stop

@@ -12,21 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from control.embedded import EmbeddedServerFailed
-from tests.benchmark import drain, idle, load, report, rounds
-from tests.benchmark.contender import Contender
-from tests.benchmark.lua import NginxLua
-from tests.benchmark.peers import Aiohttp, Envoy, HAProxy, Nginx
+from tests.benchmark import load, report
 from tests.benchmark.processes import BenchmarkFailed
-from tests.benchmark.rig import Rig, rig
-from tests.benchmark.whole_job import WholeJob, WholeJobLogged
-
-CONTENDERS: tuple[type[Contender], ...] = (Envoy, Nginx, HAProxy, Aiohttp, NginxLua, WholeJob, WholeJobLogged)
-DRAIN, IDLE = "drain", "idle"
-PARTS = (*(contender.name for contender in CONTENDERS), DRAIN, IDLE)
+from tests.benchmark.rig import rig
+from tests.benchmark.run import PARTS, Plan, measure
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -59,65 +51,9 @@ def _progress(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _start(stack: ExitStack, on: Rig, parts: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that run, stopped when the stack ends, and why others do not."""
-    running: list[Contender] = []
-    absent: dict[str, str] = {}
-    for kind in CONTENDERS:
-        contender = kind()
-        if contender.name not in parts and not (IDLE in parts and kind is WholeJob):
-            continue
-        why = contender.absent()
-        if why:
-            absent[contender.name] = why
-            continue
-        _progress(f"starting {contender.name}")
-        stack.callback(contender.stop)
-        contender.start(on)
-        running.append(contender)
-    return running, absent
-
-
-def _measure(on: Rig, options: argparse.Namespace, parts: Sequence[str]) -> report.Results:
-    with ExitStack() as stack:
-        running, absent = _start(stack, on, parts)
-        gateway = next((contender for contender in running if isinstance(contender, WholeJob)), None)
-        idle_mib = idle.worker_mib(gateway) if gateway else 0.0
-        _progress("warming up")
-        rounds.warm_up(running, on, options.connections)
-        driven = [contender for contender in running if contender.name in parts]
-        samples = rounds.rotate(
-            driven, on, rounds=options.rounds, seconds=options.seconds, connections=options.connections,
-            progress=_progress,
-        )  # fmt: skip
-        memory = None
-        if gateway and IDLE in parts:
-            _progress(f"opening {idle.CONNECTIONS} idle connections")
-            memory = idle.measure(gateway, on, idle_mib)
-    drained = None
-    if DRAIN in parts:
-        _progress(f"draining {drain.EVENTS} events")
-        drained = drain.measure(on)
-    does = {contender.name: contender.does for contender in CONTENDERS}
-    return report.Results(_conditions(on, options), does, samples, absent, memory, drained)
-
-
-def _conditions(on: Rig, options: argparse.Namespace) -> list[str]:
-    cores = f"The contender alone on core {on.proxy_core}; load, upstream and Redis on core {on.load_core}."
-    if on.shares_a_core:
-        cores = (
-            "There is one core only: contender, load, upstream and Redis share it, so requests/s say little."
-        )
-    load_words = f"{options.connections} kept connections, GET answered with 500 bytes by {on.upstream_kind}"
-    return [
-        f"{load_words}; {options.rounds} rounds of {options.seconds} s in rotation, medians.",
-        cores,
-        "CPU µs: user + system time of the contender per request answered. / Envoy: median of the rounds' ratios.",
-    ]
-
-
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
+    plan = Plan(options.seconds, options.rounds, options.connections, frozenset(options.only or PARTS))
     why = load.absent()
     if why:
         print(f"benchmark: {why}", file=sys.stderr)
@@ -130,8 +66,8 @@ def main(arguments: Sequence[str]) -> int:
                 0o711
             )  # as root we run Postgres as somebody else, who must reach its data through this folder
             with rig(folder) as on:
-                results = _measure(on, options, options.only or PARTS)
-    except (BenchmarkFailed, EmbeddedServerFailed, TimeoutError) as error:
+                results = measure(on, plan, _progress)
+    except (BenchmarkFailed, EmbeddedServerFailed) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
