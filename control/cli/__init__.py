@@ -1,6 +1,6 @@
 """The `tollkeeper` command. :func:`main` is its entry point; what each command does is in the module of its noun.
 
-    up, demo                          everything on this machine: up.py, demo.py, over stack.py and signals.py
+    up, demo                          everything on this machine: starting.py, up.py, demo.py, over stack.py, signals.py
     gateway control jobs migrate …    one process of an installation: processes.py
     orgs accounts keys usage          the REST API: organizations.py, accounts.py, keys.py, usage.py
                                       over remote.py (common options), client.py (HTTP), credentials.py
@@ -17,12 +17,11 @@ import typer
 
 from control.cli import processes
 from control.cli.accounts import accounts
-from control.cli.demo import demo
 from control.cli.failures import CommandFailed, ExitCode
 from control.cli.keys import keys
 from control.cli.organizations import orgs
 from control.cli.output import talk
-from control.cli.up import up
+from control.cli.starting import demo, up
 from control.cli.usage import usage
 
 _EPILOG = (

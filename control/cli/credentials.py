@@ -12,7 +12,7 @@ from pathlib import Path
 from control.cli.failures import CommandFailed, ExitCode
 
 URL_VARIABLE = "TOLLKEEPER_CONTROL_URL"
-TOKEN_VARIABLE = "TOLLKEEPER_OPERATOR_TOKEN"  # noqa: S105 -- the variable's name
+TOKEN_VARIABLE = "TOLLKEEPER_OPERATOR_TOKEN"
 DATA_VARIABLE = "TOLLKEEPER_DATA"
 
 

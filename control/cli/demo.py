@@ -5,61 +5,52 @@
 
 import asyncio
 import shlex
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.resources import files
-from typing import Annotated
+from pathlib import Path
 
 import aiohttp
-import typer
+import asyncpg
 from rich.console import Console
 from rich.text import Text
 
-from control.cli.credentials import default_data_dir
 from control.cli.data_directory import DataDirectory
 from control.cli.failures import CommandFailed
 from control.cli.output import console, talk
+from control.cli.plan import Addresses, Plan, is_free
 from control.cli.signals import run_stack
-from control.cli.stack import Addresses, Plan, Stack, is_free
-from control.cli.up import ControlPortOption, DataOption, ManagementPortOption, PortOption, WorkersOption
-from control.demo.cast import Cast, ControlApi, DemoFailed, assemble
+from control.cli.stack import Stack
+from control.demo.cast import Cast, ControlApi, DemoFailed, Json, assemble
 from control.demo.story import Story
 from control.demo.upstream import start_upstream
+from control.domain.usage import events
+from gateway.contract.ids import tag_of_organization
 
 _REQUEST_TIMEOUT_S = 30.0
 
 
-def demo(
-    data: DataOption = None,
-    port: PortOption = 8080,
-    control_port: ControlPortOption = 8081,
-    management_port: ManagementPortOption = 9090,
-    workers: WorkersOption = 1,
-    once: Annotated[
-        bool, typer.Option("--once", help="End after the story; exit 1 if anything was not as told.")
-    ] = False,
-) -> None:
-    """Start everything with an upstream to try it on, and show what happens to a few real requests. Ctrl-C ends it."""
-    directory = DataDirectory(data or default_data_dir("tollkeeper-demo"))
-    asyncio.run(_run(directory, (port, control_port, management_port), workers, once))
+async def run(data: Path, ports: tuple[int, int, int], workers: int | None, once: bool) -> None:
+    """Start everything, tell the story, suggest what to try; then end (``once``) or stay until asked to stop.
 
-
-async def _run(
-    directory: DataDirectory, ports: tuple[int, int, int], workers: int | None, once: bool
-) -> None:
-    talk(f"Starting Postgres, Valkey, control, jobs and the gateway; data in {directory.path}")
+    ``ports`` are those of the gateway, the REST API and the management listener. Raises CommandFailed when something
+    does not start, or the story is not as told.
+    """
     gateway_port, control_port, management_port = (_free_or_any(port) for port in ports)
     upstream, url = await start_upstream()
     try:
-        directory.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory = DataDirectory(data)
+        directory.claim()
         routes = (files("control.demo") / "routes.toml").read_text().replace("UPSTREAM", url)
         plan = Plan(
-            data=directory.path,
             port=gateway_port,
             control_port=control_port,
             management_port=management_port,
             workers=workers,
             config=directory.write_private("routes.toml", routes),
         )
-        stack = Stack(plan)
+        stack = Stack(plan, directory)
+        talk(f"Starting Postgres, Valkey, control, jobs and the gateway; data in {directory.path}")
 
         async def when_ready(addresses: Addresses) -> None:
             await _show(console(), stack, addresses)
@@ -91,7 +82,8 @@ async def _show(out: Console, stack: Stack, addresses: Addresses) -> None:
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as http:
             api = ControlApi(http, addresses.control, addresses.operator_token)
             cast = await assemble(api)
-            await Story(out, http, api, addresses.gateway, cast).tell()
+            ledger = partial(_latest_rows, addresses.postgres, str(cast.organization["id"]))
+            await Story(out, http, api, ledger, addresses.gateway, cast).tell()
     except DemoFailed as failure:
         raise CommandFailed(f"The demo did not turn out as told: {failure}.") from failure
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as failure:
@@ -99,6 +91,18 @@ async def _show(out: Console, stack: Stack, addresses: Addresses) -> None:
             f"The demo did not turn out as told: {type(failure).__name__} {failure}. Logs: {stack.directory.path}"
         ) from failure
     _suggest(out, stack, addresses, cast)
+
+
+async def _latest_rows(dsn: str, organization: str) -> list[Json]:
+    """The latest rows of the organization's ledger, as they are in Postgres, latest first."""
+    tag = tag_of_organization(organization)
+    assert tag is not None
+    now = datetime.now(UTC)
+    conn = await asyncpg.connect(dsn, timeout=10)
+    try:
+        return (await events(conn, tag, now - timedelta(hours=1), now + timedelta(hours=1), 100)).rows
+    finally:
+        await conn.close(timeout=10)
 
 
 def _suggest(out: Console, stack: Stack, addresses: Addresses, cast: Cast) -> None:

@@ -6,15 +6,16 @@ Production runs these under its own supervisor; ``stack.py`` runs them all at on
 import asyncio
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from control.cli.failures import CommandFailed
 from control.cli.output import print_json, talk
 from control.cli.remote import JsonOption
-from control.cli.schema import bring_up_to_date
-from control.settings import ControlSettings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from control.settings import ControlSettings
 
 ListenOption = Annotated[
     str | None,
@@ -22,8 +23,10 @@ ListenOption = Annotated[
 ]
 
 
-def _settings(**overrides: str | None) -> ControlSettings:
+def _settings(**overrides: str | None) -> "ControlSettings":
     """The settings of this process. Raises CommandFailed listing every problem."""
+    from control.settings import SettingsError, load_settings
+
     for name, value in overrides.items():
         if value is not None:
             os.environ[f"TOLLKEEPER_{name.upper()}"] = value
@@ -55,6 +58,8 @@ def jobs(listen: ListenOption = None) -> None:
 
 def migrate(as_json: JsonOption = False) -> None:
     """Bring the schema in Postgres up to date; safe to run at any time, by several at once."""
+    from control.cli.schema import bring_up_to_date
+
     dsn = os.environ.get("TOLLKEEPER_POSTGRES_DSN")
     if not dsn:
         raise CommandFailed("Which Postgres? Set TOLLKEEPER_POSTGRES_DSN.")

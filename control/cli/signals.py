@@ -6,7 +6,8 @@ import signal
 from collections.abc import Awaitable, Callable
 
 from control.cli.output import talk
-from control.cli.stack import Addresses, Stack
+from control.cli.plan import Addresses
+from control.cli.stack import Stack
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -8,11 +8,9 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import aiohttp
 
@@ -21,13 +19,13 @@ from control.cli.data_directory import DataDirectory
 from control.cli.failures import CommandFailed
 from control.cli.log_tail import LogTail
 from control.cli.output import talk
+from control.cli.plan import HOST, Addresses, Plan, is_free
 from control.cli.schema import prepare
 from control.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerFailed, free_port
 from control.embedded.process import ServerProcess
 
 READY_TIMEOUT_S = 45.0
 WATCH_INTERVAL_S = 0.25
-HOST = "127.0.0.1"
 
 _PYTHON = (sys.executable, "-P")
 """-P: what lies in the working directory must not shadow our packages."""
@@ -37,42 +35,12 @@ _PYTHON = (sys.executable, "-P")
 _STOP_S = {"gateway": 12.0, "jobs": 8.0, "control": 8.0}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to start, and where. Port 0 means any free one. Exactly one of ``upstream`` and ``config`` is set."""
-
-    data: Path
-    port: int
-    control_port: int
-    management_port: int
-    workers: int | None = None
-    upstream: str | None = None
-    config: Path | None = None
-    redis_url: str | None = None
-    postgres_dsn: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addresses:
-    """Where everything answers: URLs as clients need them, those of the servers with their passwords."""
-
-    gateway: str
-    control: str
-    management: str
-    operator_token: str | None
-    redis: str
-    postgres: str
-
-    def as_json(self) -> dict[str, str | None]:
-        return asdict(self)
-
-
 class Stack:
-    """One start and one stop of a plan."""
+    """One start and one stop of a plan in a claimed data directory, which `stop` releases."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, directory: DataDirectory) -> None:
         self.plan = plan
-        self.directory = DataDirectory(plan.data)
+        self.directory = directory
         self.made_token = False
         """Whether this start made the operator token (it then has not been shown yet)."""
         self._servers: list[EmbeddedPostgres | EmbeddedRedis] = []
@@ -84,7 +52,6 @@ class Stack:
 
         Raises CommandFailed saying which part failed, with its last lines; what was started is then left to `stop`.
         """
-        self.directory.claim()
         gateway_port = _chosen_port(self.plan.port, "--port")
         control_port = _chosen_port(self.plan.control_port, "--control-port")
         management_port = _chosen_port(self.plan.management_port, "--management-port")
@@ -201,6 +168,8 @@ class Stack:
             "TOLLKEEPER_CONTROL_LISTEN": addresses.control.removeprefix("http://"),
             "TOLLKEEPER_JOBS_LISTEN": f"{HOST}:{jobs_port}",
         }
+        env.setdefault("TOLLKEEPER_DRAIN_TIMEOUT_S", f"{_STOP_S['gateway'] - 2:g}")
+        env.setdefault("TOLLKEEPER_SHUTDOWN_TIMEOUT_S", f"{_STOP_S['control'] - 2:g}")
         if self.plan.workers is not None:
             env["TOLLKEEPER_WORKERS"] = str(self.plan.workers)
         env.pop("TOLLKEEPER_CONFIG", None)
@@ -253,7 +222,7 @@ class Stack:
                 "management": addresses.management,
             }
         )
-        return Addresses(**{**asdict(addresses), "operator_token": token})
+        return replace(addresses, operator_token=token)
 
 
 async def _is_accepted(url: str, token: str) -> bool:
@@ -271,13 +240,3 @@ def _chosen_port(port: int, option: str) -> int:
     if not is_free(port):
         raise CommandFailed(f"Port {port} is taken: choose another with {option} (0 picks a free one).")
     return port
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

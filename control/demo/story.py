@@ -6,6 +6,7 @@ DemoFailed. Called by ``control.cli.demo``.
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from control.demo.cast import Cast, ControlApi, DemoFailed, Json
+from gateway.contract.money import format_credits
 
 DRAIN_TIMEOUT_S = 20.0
 _REQUESTS_MAX = 12
@@ -43,6 +45,8 @@ class Story:
     out: Console
     http: aiohttp.ClientSession
     api: ControlApi
+    ledger: Callable[[], Awaitable[list[Json]]]
+    """Reads the latest rows of the organization's ledger, latest first."""
     gateway: str
     cast: Cast
     _admitted: dict[str, int] = field(default_factory=dict)
@@ -141,16 +145,33 @@ class Story:
         )
 
     async def _the_ledger(self) -> None:
-        self._heading("What the ledger holds, by key")
-        rows = await self._drained_rows()
+        self._heading("The ledger: one row for each request that passed")
+        usage = await self._drained_usage()
+        names = {key["id"]: str(key["name"]) for key in (self.cast.small_key, self.cast.roomy_key)}
+        rows = [row for row in await self.ledger() if row["key"] in names]
+        _expect(len(rows) == sum(self._admitted.values()), f"the ledger has {len(rows)} rows of this story")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("key", "requests", "refused", "cost", "bytes in", "bytes out"):
-            table.add_column(heading, justify="left" if heading == "key" else "right")
-        for key in (self.cast.small_key, self.cast.roomy_key):
-            row = rows[key["id"]]
-            figures = ("requests", "refused", "cost", "bytes_in", "bytes_out")
-            table.add_row(f"{key['name']} ({key['id']})", *(str(row[figure]) for figure in figures))
+        for heading in ("admitted at", "key", "request", "route", "status", "outcome", "cost", "ms"):
+            table.add_column(heading, justify="right" if heading in ("cost", "ms") else "left")
+        for row in reversed(rows):
+            at = row["admitted_at"].strftime("%H:%M:%S.%f")[:-3]
+            request = f"{row['method']} {row['path']}"
+            cost = format_credits(row["cost"])
+            shown = (
+                at,
+                names[row["key"]],
+                request,
+                row["route"],
+                row["status"],
+                row["outcome"],
+                cost,
+                row["total_ms"],
+            )
+            table.add_row(*map(str, shown))
         self.out.print(table)
+        for key in (self.cast.small_key, self.cast.roomy_key):
+            sums = usage[key["id"]]
+            self._line("Sum", f"key {key['name']}: {sums['requests']} requests, {sums['cost']} credits")
         account = await self.api.get(f"/service-accounts/{self.cast.account['id']}")
         self._line(
             "Left",
@@ -158,7 +179,7 @@ class Story:
             f"resets at {account.get('resets_at')}",
         )
 
-    async def _drained_rows(self) -> dict[str, Json]:
+    async def _drained_usage(self) -> dict[str, Json]:
         """The usage of our two keys once every admitted request is in the ledger."""
         deadline = monotonic() + DRAIN_TIMEOUT_S
         while True:
