@@ -1,5 +1,5 @@
-"""What control does in the background. Each job is a module with `async def run_once(context)`, safe to be killed anywhere
-and to be run twice.
+"""What control does in the background. Each job is a module with `async def run_once(context)`, safe to be killed
+anywhere and to be run twice.
 
     drain       events of the streams -> rows of the ledger and their sums
     expire      holds whose deadline has passed -> settled at what was held

@@ -1,8 +1,8 @@
 """Drain: events of the streams become rows of the ledger, once each, however often this is killed and run again.
 
 A batch is read, written in one transaction, and only then removed from the streams. Killed before the commit, it left
-nothing; killed after it, the same entries are read again and change nothing, because the row of a request is found by its
-primary key. Nothing is ever removed that was not committed.
+nothing; killed after it, the same entries are read again and change nothing, because the row of a request is found by
+its primary key. Nothing is ever removed that was not committed.
 
 An entry that is not an event goes to `rejected_events`, so that it neither blocks the stream nor is lost.
 """
@@ -132,7 +132,7 @@ def _is_about_the_data(error: asyncpg.PostgresError | asyncpg.InterfaceError) ->
 
 
 def _without_nul(payload: bytes) -> bytes:
-    """JSON may spell the character NUL, which Postgres's text cannot hold: a path with one is still a request to bill."""
+    """JSON may spell the character NUL, which Postgres's text cannot hold; a request with one is still to be billed."""
     return payload.replace(rb"\u0000", rb"\ufffd") if rb"\u0000" in payload else payload
 
 

@@ -1,7 +1,7 @@
-"""One batch of the drain in Postgres: rows, their sums by hour and by window, and when each key was last used. SQL only.
+"""One batch of the drain in Postgres: rows, their sums by hour and window, and when each key was last used. SQL only.
 
-The sums are taken from the rows that the INSERT really made, in the same statement, so that a second delivery of an event
-changes nothing at all. Called by drain inside a transaction.
+The sums are taken from the rows that the INSERT really made, in the same statement, so that a second delivery of an
+event changes nothing at all. Called by drain inside a transaction.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ _NO_KEYS: Final = "used AS (SELECT)"
 _REFUSALS: Final = """
 WITH fresh AS (
     INSERT INTO refusals (id, minute, count, organization, account, key, route, reason)
-    SELECT id, timestamptz 'epoch' + minute_ms * interval '1 millisecond', count, organization, account, key, route, reason
+    SELECT id, timestamptz 'epoch' + minute_ms * interval '1 millisecond', count, organization, account, key, route,
+           reason
       FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
         AS counted (id, minute_ms, count, organization, account, key, route, reason)
     ON CONFLICT DO NOTHING
@@ -108,7 +109,10 @@ async def add_events(postgres: asyncpg.Connection, statement: str, events: Seque
 async def add_refusals(postgres: asyncpg.Connection, refusals: Sequence[RefusalCount]) -> int:
     """Add these to the refusals and the sums by hour; how many were not there before."""
     columns = zip(
-        *((r.id, r.minute_ms, r.count, r.organization, r.account, r.key, r.route, r.reason) for r in refusals),
+        *(
+            (r.id, r.minute_ms, r.count, r.organization, r.account, r.key, r.route, r.reason)
+            for r in refusals
+        ),
         strict=True,
     )
     return int(await postgres.fetchval(_REFUSALS, *columns))

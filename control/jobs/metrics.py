@@ -23,12 +23,18 @@ class JobMetrics:
         )
         self.leading = self._gauge("job_leading", "1 where this process is the one that runs the job", "job")
         self.drained_events = self._counter("drained_events", "Usage events that became rows of the ledger")
-        self.repeated_events = self._counter("repeated_events", "Usage events drained again that were rows before")
+        self.repeated_events = self._counter(
+            "repeated_events", "Usage events drained again that were rows before"
+        )
         self.rejected_events = self._counter("rejected_events", "Entries of a stream set aside: not events")
         self.backlog_events = self._gauge("backlog_events", "Entries in the streams that wait to be drained")
-        self.lag_seconds = self._gauge("drain_lag_seconds", "Age of the oldest entry that waits to be drained")
+        self.lag_seconds = self._gauge(
+            "drain_lag_seconds", "Age of the oldest entry that waits to be drained"
+        )
         self.expired_holds = self._counter("expired_holds", "Holds settled because their deadline passed")
-        self.unreadable_holds = self._counter("unreadable_holds", "Members of a holds set put aside: not holds")
+        self.unreadable_holds = self._counter(
+            "unreadable_holds", "Members of a holds set put aside: not holds"
+        )
         self.published_rules = self._counter("published_rules", "Rules written to Redis by the publish job")
         self.rebuilds = self._counter("rebuilds", "Times that a Redis without rules was loaded anew")
         self.differences = self._gauge("reconcile_differences", "Differences that the last reconcile found")

@@ -6,7 +6,7 @@ Called by drain and reconcile.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from redis.asyncio import Redis
 
@@ -15,6 +15,8 @@ from gateway.contract.layout import EVENT_FIELD, Layout
 READ_MAX: Final = 1_000
 """Entries asked for at once. Redis answers nobody else meanwhile: 1 000 take it about a millisecond."""
 REMOVE_MAX: Final = 500
+
+_Found: TypeAlias = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 class Entry(NamedTuple):
@@ -52,12 +54,15 @@ async def oldest(redis: Redis, layout: Layout, waiting: Sequence[int], limit: in
     return entries
 
 
-async def read(redis: Redis, layout: Layout, shard: int, limit: int | None = None) -> AsyncIterator[list[Entry]]:
+async def read(
+    redis: Redis, layout: Layout, shard: int, limit: int | None = None
+) -> AsyncIterator[list[Entry]]:
     """The entries of one stream, oldest first, at most `limit` of them, in parts of READ_MAX."""
     start, left = "-", limit
     while left is None or left > 0:
         count = READ_MAX if left is None else min(READ_MAX, left)
-        found = await redis.xrange(layout.events(shard), min=start, count=count)
+        # The client's types allow for decoded replies; ours are bytes (see `connect_redis`).
+        found = cast(_Found, await redis.xrange(layout.events(shard), min=start, count=count))
         yield [Entry(shard, entry_id, _payload(fields)) for entry_id, fields in found]
         if len(found) < count:
             return
