@@ -71,7 +71,8 @@ def _read_token_file(path: Path) -> str:
 
 
 def find_credentials(url: str | None, token_file: Path | None, data_dir: Path | None) -> Credentials:
-    """The address and token to use: what is named wins over the environment, the environment over the client file.
+    """The address and token to use: what is named wins over the environment, the environment over the client file
+    (of the default data directory: one that is named wins over the environment).
 
     The client file's token goes to the client file's address and nowhere else. Raises CommandFailed (usage) when
     something is missing, naming the ways to give it.
@@ -84,11 +85,10 @@ def find_credentials(url: str | None, token_file: Path | None, data_dir: Path | 
             ExitCode.USAGE,
         )
     address = address.rstrip("/")
-    token = _read_token_file(token_file) if token_file else None
-    if token is None and data_dir is None:
-        token = os.environ.get(TOKEN_VARIABLE, "").strip() or None
-    if token is None and kept is not None and kept.url == address:
-        token = kept.operator_token
+    from_environment = os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    from_kept = kept.operator_token if kept is not None and kept.url == address else None
+    ways = (from_kept, from_environment) if data_dir else (from_environment, from_kept)
+    token = _read_token_file(token_file) if token_file else ways[0] or ways[1]
     if token is None:
         raise CommandFailed(
             f"No operator token for {address}: set {TOKEN_VARIABLE} or give --token-file.", ExitCode.USAGE
