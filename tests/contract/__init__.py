@@ -1,0 +1,1 @@
+"""The contract on a real Redis: what the scripts promise, tried by hand, by chance and by crowds."""
