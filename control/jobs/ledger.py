@@ -65,6 +65,10 @@ _LAST_USED: Final = """used AS (
      WHERE keys.id = latest.key AND (keys.last_used_at IS NULL OR keys.last_used_at < latest.at)
 )"""
 
+_DURABLE: Final = """
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')
+"""
+
 _NO_KEYS: Final = "used AS (SELECT)"
 
 _REFUSALS: Final = """
@@ -94,9 +98,11 @@ SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('keys') AND
 async def prepare(postgres: asyncpg.Connection) -> str:
     """Make this connection ready for `add_events`, and answer the statement that it takes.
 
-    The table through which a batch goes in is temporary: seen by this connection alone, and not written to the log.
+    The table through which a batch goes in is temporary: seen by this connection alone, and not written to the log. What
+    is committed is removed from Redis next, so a commit must have reached the disk, however the server is set.
     """
     await postgres.execute(_STAGING)
+    await postgres.execute(_DURABLE)
     return _EVENTS.format(used=_LAST_USED if await postgres.fetchval(_HAS_LAST_USED) else _NO_KEYS)
 
 
