@@ -22,7 +22,7 @@ from control.cli.keys import keys
 from control.cli.organizations import orgs
 from control.cli.output import talk
 from control.cli.starting import demo, up
-from control.cli.usage import usage
+from control.cli.usage import ledger, usage
 
 _EPILOG = (
     "Exit codes: 0 done; 1 refused (the reason is on standard error) or something did not stay up; 2 wrong usage; "
@@ -64,6 +64,7 @@ app.add_typer(orgs, name="orgs", rich_help_panel=_ASK)
 app.add_typer(accounts, name="accounts", rich_help_panel=_ASK)
 app.add_typer(keys, name="keys", rich_help_panel=_ASK)
 app.command(rich_help_panel=_ASK)(usage)
+app.command(rich_help_panel=_ASK)(ledger)
 app.command(
     rich_help_panel=_RUN,
     add_help_option=False,
@@ -72,6 +73,8 @@ app.command(
 app.command(rich_help_panel=_RUN)(processes.control)
 app.command(rich_help_panel=_RUN)(processes.jobs)
 app.command(rich_help_panel=_RUN)(processes.migrate)
+app.command(rich_help_panel=_RUN)(processes.reconcile)
+app.command("operator-token", rich_help_panel=_RUN)(processes.operator_token)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
     client.json                address and operator token for the other commands
     up.lock                    held while an `up` runs here
 
-All of it is readable by its owner only. Called by ``stack.py``.
+Every file in it is readable by its owner only. Called by ``stack.py``.
 """
 
 import fcntl
@@ -33,7 +33,8 @@ class DataDirectory:
         """Make the directory if need be and lock it. Raises CommandFailed when another `up` holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o700)
+            # The embedded Postgres cannot run as root: whom it runs as then must be able to pass through.
+            self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
             lock = os.open(self.path / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise CommandFailed(

@@ -5,13 +5,10 @@
 
 import asyncio
 import shlex
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import aiohttp
-import asyncpg
 from rich.console import Console
 from rich.text import Text
 
@@ -21,11 +18,9 @@ from control.cli.output import console, talk
 from control.cli.plan import Addresses, Plan, is_free
 from control.cli.signals import run_stack
 from control.cli.stack import Stack
-from control.demo.cast import Cast, ControlApi, DemoFailed, Json, assemble
+from control.demo.cast import Cast, ControlApi, DemoFailed, assemble
 from control.demo.story import Story
 from control.demo.upstream import start_upstream
-from control.domain.usage import events
-from gateway.contract.ids import tag_of_organization
 
 _REQUEST_TIMEOUT_S = 30.0
 
@@ -82,8 +77,7 @@ async def _show(out: Console, stack: Stack, addresses: Addresses) -> None:
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as http:
             api = ControlApi(http, addresses.control, addresses.operator_token)
             cast = await assemble(api)
-            ledger = partial(_latest_rows, addresses.postgres, str(cast.organization["id"]))
-            await Story(out, http, api, ledger, addresses.gateway, cast).tell()
+            await Story(out, http, api, addresses.gateway, cast).tell()
     except DemoFailed as failure:
         raise CommandFailed(f"The demo did not turn out as told: {failure}.") from failure
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as failure:
@@ -93,18 +87,6 @@ async def _show(out: Console, stack: Stack, addresses: Addresses) -> None:
     _suggest(out, stack, addresses, cast)
 
 
-async def _latest_rows(dsn: str, organization: str) -> list[Json]:
-    """The latest rows of the organization's ledger, as they are in Postgres, latest first."""
-    tag = tag_of_organization(organization)
-    assert tag is not None
-    now = datetime.now(UTC)
-    conn = await asyncpg.connect(dsn, timeout=10)
-    try:
-        return (await events(conn, tag, now - timedelta(hours=1), now + timedelta(hours=1), 100)).rows
-    finally:
-        await conn.close(timeout=10)
-
-
 def _suggest(out: Console, stack: Stack, addresses: Addresses, cast: Cast) -> None:
     authorization = f"-H {shlex.quote(f'Authorization: Bearer {cast.roomy_token}')}"
     completion = '{"stream": true, "messages": [{"role": "user", "content": "May I pass?"}]}'
@@ -112,6 +94,7 @@ def _suggest(out: Console, stack: Stack, addresses: Addresses, cast: Cast) -> No
         f"curl -s {addresses.gateway}/anything/hello {authorization}",
         f"curl -sN {addresses.gateway}/v1/chat/completions {authorization} -d {shlex.quote(completion)}",
         f"tollkeeper keys list {cast.organization['name']}/{cast.account['name']} --data {stack.directory.path}",
+        f"tollkeeper ledger {cast.organization['name']} --data {stack.directory.path}",
         f"tollkeeper usage {cast.organization['name']} --group-by route --data {stack.directory.path}",
     )
     out.print()

@@ -27,7 +27,7 @@ _COLUMNS = (
     Column("id", "id"),
     Column("name", "name"),
     Column("hint", "hint"),
-    Column("status", "status", lambda row: "expired" if row.get("expired") else plain(row.get("status"))),
+    Column("status", "status"),
     Column("budget", "credit_limit", budget_text),
     Column("resets at", "resets_at"),
     Column("expires at", "expires_at"),

@@ -2,14 +2,18 @@
 ``processes.py``.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import asyncpg
 
 from control.cli.failures import CommandFailed, ExitCode
+from control.database import Connection
+from control.domain.operator import ensure_operator_token, renew_operator_token
 from control.migrate import MigrationError, migrate
 
 _CONNECT_TIMEOUT_S = 10.0
+_UNUSABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError)
 
 
 async def bring_up_to_date(dsn: str) -> list[str]:
@@ -21,9 +25,8 @@ async def bring_up_to_date(dsn: str) -> list[str]:
         return await migrate(dsn)
     except MigrationError as error:
         raise CommandFailed(str(error)) from error
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-        raise CommandFailed(f"Postgres cannot be used: {reason}", ExitCode.UNREACHABLE) from error
+    except _UNUSABLE as error:
+        raise _unusable(error) from error
 
 
 async def prepare(dsn: str, keep: Callable[[str], None]) -> str | None:
@@ -31,15 +34,39 @@ async def prepare(dsn: str, keep: Callable[[str], None]) -> str | None:
 
     ``keep`` is called with a new token before it becomes valid, so that none is ever valid and lost.
     """
-    from control.app import ensure_operator_token
-
     await bring_up_to_date(dsn)
+    return await _with_token(dsn, ensure_operator_token, keep)
+
+
+async def renew_token(dsn: str, keep: Callable[[str], None]) -> str:
+    """A new operator token in place of all others; ``keep`` as in `prepare`. Raises CommandFailed when there is no
+    schema yet, or Postgres cannot be reached.
+    """
+    try:
+        return await _with_token(dsn, renew_operator_token, keep)
+    except asyncpg.UndefinedTableError as error:
+        raise CommandFailed(
+            "There is no schema in this database yet: `tollkeeper migrate` makes it."
+        ) from error
+    except _UNUSABLE as error:
+        raise _unusable(error) from error
+
+
+T = TypeVar("T", str, str | None)
+
+
+async def _with_token(dsn: str, make: Callable[[Connection], Awaitable[T]], keep: Callable[[str], None]) -> T:
     conn = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
     try:
         async with conn.transaction():
-            token = await ensure_operator_token(conn)
+            token = await make(conn)
             if token is not None:
                 keep(token)
             return token
     finally:
         await conn.close(timeout=_CONNECT_TIMEOUT_S)
+
+
+def _unusable(error: Exception) -> CommandFailed:
+    reason = str(error) or type(error).__name__
+    return CommandFailed(f"Postgres cannot be used: {reason}", ExitCode.UNREACHABLE)

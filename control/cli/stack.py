@@ -20,7 +20,7 @@ from control.cli.failures import CommandFailed
 from control.cli.log_tail import LogTail
 from control.cli.output import talk
 from control.cli.plan import HOST, Addresses, Plan, is_free
-from control.cli.schema import prepare
+from control.cli.schema import prepare, renew_token
 from control.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerFailed, free_port
 from control.embedded.process import ServerProcess
 
@@ -102,8 +102,8 @@ class Stack:
 
     async def _start_servers(self) -> tuple[str, str]:
         """Start the embedded servers that the plan does not bring itself: (redis URL, postgres DSN)."""
-        redis = None if self.plan.redis_url else EmbeddedRedis(self.directory.folder("valkey"))
-        postgres = None if self.plan.postgres_dsn else EmbeddedPostgres(self.directory.folder("postgres"))
+        redis = None if self.plan.redis_url else EmbeddedRedis(self.directory.path / "valkey")
+        postgres = None if self.plan.postgres_dsn else EmbeddedPostgres(self.directory.path / "postgres")
         self._servers = [server for server in (redis, postgres) if server is not None]
         results = await asyncio.gather(*(server.start() for server in self._servers), return_exceptions=True)
         for failure in results:
@@ -130,7 +130,12 @@ class Stack:
         made = await prepare(dsn, keep)
         if made is not None:
             return made
-        return os.environ.get("TOLLKEEPER_OPERATOR_TOKEN") or (kept.operator_token if kept else None)
+        known = os.environ.get("TOLLKEEPER_OPERATOR_TOKEN") or (kept.operator_token if kept else None)
+        if known is None and self.plan.postgres_dsn is None:
+            # The database is this directory's own: whoever can start it may have its token.
+            talk("The operator token was lost; a new one takes its place.")
+            return await renew_token(dsn, keep)
+        return known
 
     async def _start_children(self, addresses: Addresses) -> None:
         jobs_port = free_port()

@@ -1,4 +1,4 @@
-"""`tollkeeper usage`: what was spent, by account, key, route, hour or day. All of it adds up to the ledger."""
+"""`tollkeeper usage`: what was spent, by account, key, route, hour or day; `tollkeeper ledger`: the rows it adds up from."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -11,6 +11,27 @@ from control.cli.output import Answer, Column, Row, plain, rows_view
 from control.cli.remote import RowsOption, remote
 
 _FIGURES = ("requests", "refused", "cost", "bytes_in", "bytes_out")
+
+
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="TIME", help="From this day or instant on (default: 30 days ago)."),
+]
+UntilOption = Annotated[
+    str | None, typer.Option("--to", metavar="TIME", help="Before this day or instant (default: now).")
+]
+
+_LEDGER_COLUMNS = (
+    Column("admitted at", "admitted_at"),
+    Column("account", "account_name"),
+    Column("key", "key"),
+    Column("request", "path", lambda row: f"{row['method']} {row['path']}"),
+    Column("route", "route"),
+    Column("status", "status"),
+    Column("outcome", "outcome"),
+    Column("cost", "cost", right=True),
+    Column("ms", "total_ms", right=True),
+)
 
 
 class Group(StrEnum):
@@ -40,13 +61,8 @@ def usage(
     control: ControlPlane,
     organization: OrganizationArgument,
     group_by: Annotated[Group, typer.Option("--group-by", "-g", help="One row for each …")] = Group.ACCOUNT,
-    since: Annotated[
-        str | None,
-        typer.Option("--from", metavar="TIME", help="From this day or instant on (default: 30 days ago)."),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--to", metavar="TIME", help="Before this day or instant (default: now).")
-    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     rows: RowsOption = 1000,
 ) -> Answer:
     """Show requests, refusals and credits of an organization, complete up to about a second ago."""
@@ -54,4 +70,20 @@ def usage(
     return Answer(
         control.rows(path_of("organizations", organization, "usage"), rows, **query),
         rows_view(_columns(group_by), "Nothing was used in this time."),
+    )
+
+
+@remote
+def ledger(
+    control: ControlPlane,
+    organization: OrganizationArgument,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    rows: RowsOption = 50,
+) -> Answer:
+    """Show the latest rows of the ledger: one for each request that passed."""
+    query: dict[str, str | int | None] = {"from": since, "to": until}
+    return Answer(
+        control.rows(path_of("organizations", organization, "usage", "events"), rows, **query),
+        rows_view(_LEDGER_COLUMNS, "Nothing passed in this time."),
     )
