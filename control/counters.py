@@ -43,6 +43,13 @@ class LiveCounters:
         except RedisUnavailable:
             return [None] * len(of)
 
+    async def is_answering(self) -> bool:
+        try:
+            async with redis_answers():
+                return bool(await self._redis.ping())
+        except RedisUnavailable:
+            return False
+
     async def _read(self, of: Sequence[Budgeted]) -> list[Standing | None]:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()

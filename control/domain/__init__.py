@@ -1,10 +1,9 @@
-"""The rules of the control plane and their SQL, one noun a file. No HTTP, no HTML; `api`, `console` and `jobs` call it.
+"""The rules of the control plane and their SQL, one noun a file. No HTTP, no HTML; `api` and `jobs` call it.
 
-organizations, service_accounts, keys   the nouns: create, get, list, amend, and what else befalls them
-operator                                who may do all that, until there are members
-changes                                 one change: its transaction, and putting it in force before it is answered
-outbox, rules                           what is still to be published, and the rules as Redis is to have them
-budgets, names, pages                   pure: amounts and windows, slugs and advice, cursors
-hashing                                 argon2id in a bounded pool of threads
-refusals                                what the domain says no with
+- ``organizations``, ``service_accounts``, ``keys`` the nouns: create, get, list, amend, and what else befalls them
+- ``operator`` who may do all that, until there are members; ``usage`` what was used, out of the ledger
+- ``changes`` one change: its transaction, and putting it in force before it is answered
+- ``outbox``, ``rules`` what is still to be published, and the rules as Redis is to have them
+- ``budgets``, ``names``, ``pages`` pure: amounts and windows, slugs and advice, cursors
+- ``hashing`` argon2id in a bounded pool of threads; ``refusals`` what the domain says no with
 """

@@ -36,7 +36,12 @@ class Standing:
 
 def amended(budget: Budget, patch: BudgetPatch, now_ms: int) -> Budget:
     """The budget after the patch. A new period starts a fresh window, as does a new billing day where it matters."""
-    new = replace(budget, **patch)
+    new = replace(
+        budget,
+        limit=patch.get("limit", budget.limit),
+        period=patch.get("period", budget.period),
+        billing_day=patch.get("billing_day", budget.billing_day),
+    )
     restarts = new.period != budget.period or (
         new.period == "monthly" and new.billing_day != budget.billing_day
     )

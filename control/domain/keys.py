@@ -133,10 +133,7 @@ async def create(
 
 async def get(conn: Connection, identifier: str) -> Key:
     """Deleted ones too. Raises NotFound."""
-    row = await conn.fetchrow(_BY_ID, identifier)
-    if row is None:
-        raise NotFound.of("key", identifier)
-    return _of_row(row)
+    return await _read(conn, identifier, _BY_ID)
 
 
 async def listed(conn: Connection, account: AccountId, page: Page, status: str | None) -> Listing[Key]:
@@ -227,7 +224,11 @@ async def _lock_account(conn: Connection, account: str, keys_max: int) -> None:
 
 
 async def _locked(conn: Connection, identifier: str) -> Key:
-    row = await conn.fetchrow(f"{_BY_ID} FOR NO KEY UPDATE OF k", identifier)
+    return await _read(conn, identifier, f"{_BY_ID} FOR NO KEY UPDATE OF k")
+
+
+async def _read(conn: Connection, identifier: str, query: str) -> Key:
+    row = await conn.fetchrow(query, identifier) if tag_of_key(identifier) else None
     if row is None:
         raise NotFound.of("key", identifier)
     return _of_row(row)

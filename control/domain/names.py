@@ -62,16 +62,16 @@ def advice(name: str) -> list[str]:
     ]
 
 
-def clean_text(text: str, field: str, *, length_max: int, multiline: bool = False) -> str:
-    """Free text without surrounding space. Raises Invalid if it is empty, too long or has control characters."""
+def clean_text(text: str, *, length_max: int, multiline: bool = False) -> str:
+    """Free text without surrounding space. Raises ValueError if it is empty, too long or has control characters."""
     stripped = text.strip()
     if not stripped:
-        raise Invalid.field(field, "is empty")
+        raise ValueError("is empty")
     if len(stripped) > length_max:
-        raise Invalid.field(field, f"has {len(stripped)} characters; at most {length_max} are kept")
+        raise ValueError(f"has {len(stripped)} characters; at most {length_max} are kept")
     allowed = "\n\t" if multiline else ""
     if any(
         unicodedata.category(character) in {"Cc", "Cs"} and character not in allowed for character in stripped
     ):
-        raise Invalid.field(field, "has control characters")
+        raise ValueError("has control characters")
     return stripped

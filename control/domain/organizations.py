@@ -12,6 +12,7 @@ from asyncpg import Record
 from control.database import Connection
 from control.domain.budgets import BudgetPatch, amended, budget_of_row
 from control.domain.changes import Change
+from control.domain.names import is_slug
 from control.domain.pages import Listing, Page, listing
 from control.domain.refusals import Conflict, NotFound
 from gateway.contract.ids import OrganizationTag, new_organization_tag, tag_of_organization
@@ -80,9 +81,7 @@ async def create(change: Change, new: NewOrganization, *, actor: str) -> Organiz
 async def get(conn: Connection, reference: str) -> Organization:
     """By id (`org_…`) or by name. Raises NotFound."""
     row = await conn.fetchrow("SELECT * FROM organizations WHERE tag = $1 OR name = $2", *_either(reference))
-    if row is None:
-        raise NotFound.of("organization", reference)
-    return _of_row(row)
+    return _of_row(_found(row, reference))
 
 
 async def listed(conn: Connection, page: Page, status: str | None) -> Listing[Organization]:
@@ -102,13 +101,12 @@ async def listed(conn: Connection, page: Page, status: str | None) -> Listing[Or
 
 async def amend(change: Change, reference: str, patch: OrganizationPatch) -> Organization:
     """Raises NotFound, and NotYetInForce from the change itself."""
-    row = await change.conn.fetchrow(
+    found = await change.conn.fetchrow(
         """SELECT *, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
            FROM organizations WHERE tag = $1 OR name = $2 FOR NO KEY UPDATE""",
         *_either(reference),
     )
-    if row is None:
-        raise NotFound.of("organization", reference)
+    row = _found(found, reference)
     old, now_ms = _of_row(row), int(row["now_ms"])
     new = replace(
         old,
@@ -176,9 +174,15 @@ def _ids(rows: Sequence[Record]) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def _either(reference: str) -> tuple[str | None, str]:
-    """(tag, name) to look for; no name contains the underscore of an id, so the two cannot be mixed up."""
-    return tag_of_organization(reference), reference
+def _either(reference: str) -> tuple[str | None, str | None]:
+    """(tag, name) to look for, at most one of them: no name contains the underscore of an id."""
+    return tag_of_organization(reference), reference if is_slug(reference) else None
+
+
+def _found(row: Record | None, reference: str) -> Record:
+    if row is None:
+        raise NotFound.of("organization", reference)
+    return row
 
 
 def _of_row(row: Record) -> Organization:

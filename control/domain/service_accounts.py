@@ -190,7 +190,7 @@ async def _locked(conn: Connection, identifier: str) -> Record:
 
 
 async def _row(conn: Connection, identifier: str, query: str) -> Record:
-    row = await conn.fetchrow(query, identifier)
+    row = await conn.fetchrow(query, identifier) if tag_of_account(identifier) else None
     if row is None:
         raise NotFound.of("service account", identifier)
     return row

@@ -1,21 +1,171 @@
-"""Fixtures of the integration tests beyond the servers themselves."""
+"""The REST API on a real Postgres and a real Redis, spoken to as the operator."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 import pytest
-import redis.asyncio
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient
+from pytest_aiohttp.plugin import AiohttpClient
+from redis.asyncio import Redis
 
-from control.jobs.context import Context
-from gateway.contract.layout import Layout
-from tests.integration.jobs_world import World
+from control.app import build_app, ensure_operator_token, open_services
+from control.settings import ControlSettings
+from gateway.contract import scripts, token
+from gateway.contract.ids import AccountId, OrganizationTag, tag_of_key
+from gateway.contract.layout import META, Layout
+from gateway.contract.token import Pepper
+
+Json = dict[str, Any]
+
+PEPPER = Pepper(b"0123456789abcdef")
+LAYOUT = Layout()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of the API: its status, its headers, and its JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+    @property
+    def code(self) -> str:
+        """What a problem says to programs."""
+        assert self.headers["Content-Type"].startswith("application/problem+json"), self.headers[
+            "Content-Type"
+        ]
+        assert self.body["status"] == self.status
+        assert self.body["type"] == f"urn:tollkeeper:problem:{self.body['code']}"
+        return str(self.body["code"])
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that a problem names."""
+        return [error["field"] for error in self.body.get("errors", [])]
+
+
+class Api:
+    """The API, called by the operator unless another token (or None) is given."""
+
+    def __init__(self, client: TestClient[Any, Any], operator_token: str) -> None:
+        self.client = client
+        self.operator_token = operator_token
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, bearer: str | None = "", **more: Any
+    ) -> Answer:
+        headers = dict(more.pop("headers", {}))
+        if bearer is not None:
+            headers["Authorization"] = f"Bearer {bearer or self.operator_token}"
+        async with self.client.request(method, path, json=body, headers=headers, **more) as response:
+            return await _read(response)
+
+    async def get(self, path: str) -> Answer:
+        return await self.call("GET", path)
+
+    async def post(self, path: str, body: Any = None) -> Answer:
+        return await self.call("POST", path, body)
+
+    async def patch(self, path: str, body: Any) -> Answer:
+        return await self.call("PATCH", path, body)
+
+    async def delete(self, path: str) -> Answer:
+        return await self.call("DELETE", path)
+
+    async def organization(self, name: str = "acme", **fields: Any) -> Json:
+        return await self._created("/v1/organizations", {"name": name, **fields})
+
+    async def account(self, organization: str = "acme", name: str = "nightly-report", **fields: Any) -> Json:
+        return await self._created(
+            f"/v1/organizations/{organization}/service-accounts", {"name": name, **fields}
+        )
+
+    async def key(self, account: Json, name: str = "production", **fields: Any) -> Json:
+        """{"key": …, "token": …}"""
+        return await self._created(f"/v1/service-accounts/{account['id']}/keys", {"name": name, **fields})
+
+    async def _created(self, path: str, body: Json) -> Json:
+        answer = await self.post(path, body)
+        assert answer.status == 201, answer.body
+        return dict(answer.body)
+
+
+async def _read(response: ClientResponse) -> Answer:
+    kind = response.headers.get("Content-Type", "")
+    body = await response.json(content_type=None) if "json" in kind else await response.text()
+    return Answer(response.status, dict(response.headers), body)
+
+
+class Gateway:
+    """What a gateway would do with Redis, through the contract's own scripts."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    async def admit(self, secret: str, amount: int = 0, *, digest: bytes | None = None) -> Any:
+        """The hold as bytes, or the refusal as a list: [b"status", b"account", b"inactive"]…"""
+        key = token.key_id_of(secret.encode())
+        assert key is not None
+        tag = tag_of_key(key)
+        assert tag is not None
+        account = AccountId(
+            (await self.redis.hget(LAYOUT.key(key), "account") or b"sa_" + key.encode()).decode()
+        )
+        names = [LAYOUT.key(key), LAYOUT.account(account), LAYOUT.organization(tag), self.holds(tag)]
+        head = f"request-1|{key}|{account}|{tag}|default"
+        proof = token.digest(PEPPER, secret.encode()) if digest is None else digest
+        return await self.redis.eval(scripts.ADMIT.text, 4, *names, proof, amount, 60_000, head)
+
+    async def settle(self, hold: bytes, cost: int) -> None:
+        _, key, account, tag, *_ = hold.decode().split("|")
+        organization = OrganizationTag(tag)
+        names = [
+            LAYOUT.key(token.KeyId(key)),
+            LAYOUT.account(AccountId(account)),
+            LAYOUT.organization(organization),
+            self.holds(organization),
+            LAYOUT.events(LAYOUT.shard_of(organization)),
+        ]
+        assert await self.redis.eval(scripts.SETTLE.text, 5, *names, hold, cost, "{}", "") == 1
+
+    def holds(self, tag: OrganizationTag) -> str:
+        return LAYOUT.holds(LAYOUT.shard_of(tag))
 
 
 @pytest.fixture
-async def world(migrated_dsn: str, redis_client: redis.asyncio.Redis) -> AsyncIterator[World]:
-    """An installation without rules, in a database and a Redis of its own."""
-    postgres = await asyncpg.connect(migrated_dsn, command_timeout=30)
-    yield World(Context(postgres, redis_client, Layout()))
-    await postgres.close()
+def control_settings(migrated_dsn: str, redis_url: str) -> ControlSettings:
+    return ControlSettings.model_validate(
+        {"postgres_dsn": migrated_dsn, "redis_url": redis_url, "pepper": PEPPER.hex(), "redis_timeout_s": 0.5}
+    )
+
+
+@pytest.fixture
+async def gateway(redis_client: Redis) -> Gateway:
+    """Redis is loaded, as the publish job would leave it."""
+    await redis_client.hset(META, mapping={"schema": 1, "shards": 16, "epoch": "first"})
+    return Gateway(redis_client)
+
+
+@pytest.fixture
+async def database(migrated_dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """A look behind the API."""
+    conn = await asyncpg.connect(migrated_dsn)
+    yield conn
+    await conn.close()
+
+
+@pytest.fixture
+async def api(
+    control_settings: ControlSettings, gateway: Gateway, aiohttp_client: AiohttpClient
+) -> AsyncIterator[Api]:
+    async with open_services(control_settings) as deps:
+        async with deps.reading() as conn:
+            operator_token = await ensure_operator_token(conn)
+        assert operator_token is not None
+        yield Api(await aiohttp_client(build_app(deps)), operator_token)

@@ -1,0 +1,214 @@
+"""What the body of a request may say, and how it is read: strictly, with the field named where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from functools import partial
+from re import ASCII, IGNORECASE
+from re import compile as compile_pattern
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
+
+import orjson
+from aiohttp import web
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from control.domain.keys import KeyPatch, NewKey
+from control.domain.names import (
+    DESCRIPTION_LENGTH_MAX,
+    DISPLAY_NAME_LENGTH_MAX,
+    clean_text,
+    name_and_display_name,
+)
+from control.domain.organizations import NewOrganization, OrganizationPatch
+from control.domain.refusals import FieldError, Invalid
+from control.domain.service_accounts import AccountPatch, NewAccount
+from gateway.contract.money import Microcredits, parse_credits
+from gateway.contract.periods import Period
+from gateway.contract.records import Budget
+
+BODY_BYTES_MAX: Final = 64 * 1024
+
+_RFC3339: Final = compile_pattern(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", ASCII | IGNORECASE
+)
+_READ_ONLY: Final = frozenset(
+    {
+        *("id", "name", "kind", "principal", "organization", "organization_name", "account", "account_name"),
+        *("hint", "token", "status", "created_at", "created_by", "updated_at", "deleted_at", "revoked_at"),
+        *("last_used_at", "spent", "held", "remaining", "resets_at", "counters_available"),
+    }
+)
+
+
+def _credits(value: object) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(
+            'must be a string of credits such as "12.50", or null for no limit; JSON numbers lose digits'
+        )
+    return parse_credits(value)
+
+
+def instant(value: object) -> object:
+    """RFC 3339 as a UTC datetime in whole milliseconds, the precision in which expiry is enforced."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        raise ValueError('must be a time in RFC 3339, such as "2031-01-31T12:00:00Z"')
+    try:
+        at = datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is not a time that exists") from None
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+CreditLimit = Annotated[Microcredits | None, BeforeValidator(_credits)]
+Instant = Annotated[datetime | None, BeforeValidator(instant)]
+ShortText = Annotated[str, AfterValidator(partial(clean_text, length_max=DISPLAY_NAME_LENGTH_MAX))]
+LongText = Annotated[
+    str, AfterValidator(partial(clean_text, length_max=DESCRIPTION_LENGTH_MAX, multiline=True))
+]
+BillingDay = Annotated[int, Field(ge=1, le=31)]
+
+Patch = TypeVar("Patch")
+
+
+class Body(BaseModel):
+    """An object with these fields and no others; types are not bent ("1" is no number)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Budgeted(Body):
+    credit_limit: CreditLimit = None
+    reset_period: Period = "never"
+
+
+class _Named(_Budgeted):
+    name: str | None = None
+    display_name: ShortText | None = None
+    description: LongText | None = None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return name_and_display_name(self.name, self.display_name)
+
+
+class CreateOrganization(_Named):
+    billing_day: BillingDay = 1
+
+    def new(self) -> NewOrganization:
+        budget = Budget(self.credit_limit, self.reset_period, self.billing_day)
+        return NewOrganization(*self.names, self.description, budget)
+
+
+class CreateServiceAccount(_Named):
+    def new(self) -> NewAccount:
+        return NewAccount(*self.names, self.description, Budget(self.credit_limit, self.reset_period))
+
+
+class CreateKey(_Budgeted):
+    name: ShortText
+    expires_at: Instant = None
+
+    def new(self) -> NewKey:
+        return NewKey(self.name, self.expires_at, Budget(self.credit_limit, self.reset_period))
+
+
+class _Patch(_Budgeted):
+    """Defaults stand for nothing here: only what the caller has set counts."""
+
+    def changes(self) -> dict[str, Any]:
+        renamed = {"credit_limit": "limit", "reset_period": "period"}
+        return {renamed.get(name, name): getattr(self, name) for name in self.model_fields_set}
+
+
+class PatchOrganization(_Patch):
+    display_name: ShortText = ""
+    description: LongText | None = None
+    status: Literal["active", "inactive"] = "active"
+    billing_day: BillingDay = 1
+
+    def patch(self) -> OrganizationPatch:
+        return cast("OrganizationPatch", self.changes())
+
+
+class PatchServiceAccount(_Patch):
+    display_name: ShortText = ""
+    description: LongText | None = None
+
+    def patch(self) -> AccountPatch:
+        return cast("AccountPatch", self.changes())
+
+
+class PatchKey(_Patch):
+    name: ShortText = ""
+    expires_at: Instant = None
+
+    def patch(self) -> KeyPatch:
+        return cast("KeyPatch", self.changes())
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(request: web.Request, model: type[Model]) -> Model:
+    """The body as `model`. Raises Invalid (400), or HTTPUnsupportedMediaType if it is not said to be JSON."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(
+            reason="The body must be JSON, with Content-Type: application/json"
+        )
+    try:
+        said = orjson.loads(await request.read())
+    except orjson.JSONDecodeError as error:
+        raise Invalid(
+            "malformed_json", f"The body is not JSON (line {error.lineno}, column {error.colno})."
+        ) from None
+    if not isinstance(said, dict):
+        raise Invalid("malformed_json", "The body must be a JSON object.")
+    return validated(model, said)
+
+
+def validated(model: type[Model], said: dict[str, Any]) -> Model:
+    """Raises Invalid with every field that is wrong."""
+    try:
+        return model.model_validate(said)
+    except ValidationError as error:
+        raise _invalid(model, error.errors(include_url=False, include_input=False)) from None
+
+
+def _invalid(model: type[BaseModel], details: Sequence[ErrorDetails]) -> Invalid:
+    found = [_explained(model, detail) for detail in details]
+    errors = tuple(error for _, error in found)
+    words = "; ".join(f"{error.field}: {error.reason}" for error in errors)
+    return Invalid(found[0][0], words, errors)
+
+
+def _explained(model: type[BaseModel], detail: ErrorDetails) -> tuple[str, FieldError]:
+    field = ".".join(str(part) for part in detail["loc"])[:80]
+    if detail["type"] == "missing":
+        return "missing_field", FieldError(field, "is missing")
+    if detail["type"] != "extra_forbidden":
+        return "invalid_field", FieldError(field, _reason(detail))
+    if issubclass(model, _Patch) and field in _READ_ONLY:
+        return "immutable_field", FieldError(field, _why_immutable(field))
+    accepted = list(model.model_fields)
+    near = get_close_matches(field, accepted, 1)
+    return "unknown_field", FieldError(field, f"is not known here; accepted: {', '.join(accepted)}", *near)
+
+
+def _reason(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message[:1].lower() + message[1:] if message.startswith("Should") else message
+
+
+def _why_immutable(field: str) -> str:
+    if field == "name":
+        return "never changes, for it stands in usage and in what upstreams are told; display_name is what people see"
+    if field == "status":
+        return "is changed by calls of its own: POST …/activate, deactivate, disable, enable or revoke"
+    return "cannot be changed"

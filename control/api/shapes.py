@@ -1,0 +1,147 @@
+"""What an answer says: one function a noun, and the answer itself. Pure but for building responses.
+
+Credits are decimal strings, times RFC 3339 in UTC with milliseconds. Live figures are null, and `counters_available`
+false, while Redis does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import orjson
+from aiohttp import web
+
+from control.counters import Budgeted, LiveCounters
+from control.domain.budgets import Standing
+from control.domain.keys import Key
+from control.domain.organizations import Organization
+from control.domain.service_accounts import Account, RevokedKey
+from gateway.contract.ids import organization_id
+from gateway.contract.money import format_credits
+from gateway.contract.records import Budget
+
+Json: TypeAlias = dict[str, Any]
+
+
+def answer(
+    body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        status=status, body=orjson.dumps(body), content_type="application/json", headers=headers
+    )
+
+
+def instant(at: datetime | None) -> str | None:
+    """RFC 3339 in UTC, whole milliseconds: 2031-01-31T12:00:00.000Z."""
+    return (
+        None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def credits_or_null(amount: int | None) -> str | None:
+    return None if amount is None else format_credits(amount)
+
+
+async def organizations(shown: Sequence[Organization], counters: LiveCounters) -> list[Json]:
+    standings = await counters.standings([Budgeted("organization", one.tag, one.budget) for one in shown])
+    return [_organization(one, standing) for one, standing in zip(shown, standings, strict=True)]
+
+
+async def organization(shown: Organization, counters: LiveCounters) -> Json:
+    return (await organizations([shown], counters))[0]
+
+
+async def accounts(shown: Sequence[Account], counters: LiveCounters) -> list[Json]:
+    standings = await counters.standings([Budgeted("account", one.id, one.budget) for one in shown])
+    return [_account(one, standing) for one, standing in zip(shown, standings, strict=True)]
+
+
+async def account(shown: Account, counters: LiveCounters) -> Json:
+    return (await accounts([shown], counters))[0]
+
+
+async def keys(shown: Sequence[Key], counters: LiveCounters) -> list[Json]:
+    standings = await counters.standings([Budgeted("key", one.id, one.budget) for one in shown])
+    return [_key(one, standing) for one, standing in zip(shown, standings, strict=True)]
+
+
+async def key(shown: Key, counters: LiveCounters) -> Json:
+    return (await keys([shown], counters))[0]
+
+
+def revoked_key(key: RevokedKey) -> Json:
+    return {"id": key.id, "name": key.name, "hint": key.hint, "last_used_at": instant(key.last_used_at)}
+
+
+def _organization(shown: Organization, standing: Standing | None) -> Json:
+    return {
+        "id": organization_id(shown.tag),
+        "name": shown.name,
+        "display_name": shown.display_name,
+        "description": shown.description,
+        "status": shown.status,
+        **_budget(shown.budget, standing),
+        "billing_day": shown.budget.billing_day,
+        "created_at": instant(shown.created_at),
+        "created_by": shown.created_by,
+        "updated_at": instant(shown.updated_at),
+    }
+
+
+def _account(shown: Account, standing: Standing | None) -> Json:
+    return {
+        "id": shown.id,
+        "organization": organization_id(shown.organization),
+        "organization_name": shown.organization_name,
+        "kind": shown.kind,
+        "name": shown.name,
+        "display_name": shown.display_name,
+        "description": shown.description,
+        "principal": f"{shown.kind}/{shown.organization_name}/{shown.name}",
+        "status": shown.status,
+        **_budget(shown.budget, standing),
+        "created_at": instant(shown.created_at),
+        "created_by": shown.created_by,
+        "updated_at": instant(shown.updated_at),
+        "deleted_at": instant(shown.deleted_at),
+    }
+
+
+def _key(shown: Key, standing: Standing | None) -> Json:
+    return {
+        "id": shown.id,
+        "organization": organization_id(shown.organization),
+        "organization_name": shown.organization_name,
+        "account": shown.account,
+        "account_name": shown.account_name,
+        "name": shown.name,
+        "hint": shown.hint,
+        "status": shown.shown_status,
+        "expires_at": instant(shown.expires_at),
+        **_budget(shown.budget, standing),
+        "created_at": instant(shown.created_at),
+        "created_by": shown.created_by,
+        "updated_at": instant(shown.updated_at),
+        "last_used_at": instant(shown.last_used_at),
+        "revoked_at": instant(shown.revoked_at),
+        "deleted_at": instant(shown.deleted_at),
+    }
+
+
+def _budget(budget: Budget, standing: Standing | None) -> Json:
+    live: Json = dict.fromkeys(("spent", "held", "remaining", "resets_at"))
+    if standing is not None:
+        live = {
+            "spent": format_credits(standing.spent),
+            "held": format_credits(standing.held),
+            "remaining": credits_or_null(standing.remaining),
+            "resets_at": instant(standing.resets_at),
+        }
+    return {
+        "credit_limit": credits_or_null(budget.limit),
+        "reset_period": budget.period,
+        **live,
+        "counters_available": standing is not None,
+    }
