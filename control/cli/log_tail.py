@@ -12,6 +12,7 @@ from control.cli.output import talk
 
 LOG_BYTES_MAX = 64 * 1024 * 1024
 _READ_BYTES_MAX = 1024 * 1024
+_LINES_MAX = 20
 _PASSED_ON = {"warning", "error", "critical", "exception", "fatal"}
 
 
@@ -50,10 +51,12 @@ class LogTail:
         self._rest = b""
 
     def pass_on(self) -> None:
-        """Say on standard error what was logged since the last call and is worth showing."""
-        for line in self._new_lines():
-            if shown := worth_showing(line):
-                talk(f"[{self.name}] {shown}")
+        """Say on standard error what was logged since the last call and is worth showing; of a flood, its beginning."""
+        worth = [shown for line in self._new_lines() if (shown := worth_showing(line))]
+        for shown in worth[:_LINES_MAX]:
+            talk(f"[{self.name}] {shown}")
+        if len(worth) > _LINES_MAX:
+            talk(f"[{self.name}] … and {len(worth) - _LINES_MAX} lines more in {self._path}")
 
     def _new_lines(self) -> list[str]:
         if not self._path.exists():
