@@ -1,0 +1,416 @@
+"""A workload's connection: bytes to requests, answers to bytes. Acts; decides nothing about tokens or credits.
+
+One request is served at a time; what a client pipelines behind it waits in a bounded buffer. The connection reads strictly:
+after anything malformed it answers once and closes, because what follows could be read in two ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+import structlog
+
+from gateway.exchange import Exchange
+from gateway.http1.chunked import ChunkedReader, ChunkError
+from gateway.http1.head import CHUNKED, HeadError, RequestHead, find_head_end, parse_request, reject_early
+from gateway.http1.target import normalise
+from gateway.refusals import Reason, Refusal, headers, render
+from gateway.routing import Dialect
+
+if TYPE_CHECKING:
+    from gateway.proxy import Proxy
+
+PIPELINED_BYTES_MAX: Final = 65_536
+WRITE_BUFFER_HIGH: Final = 262_144
+DISCARD_BYTES_MAX: Final = 262_144
+"""Unread body of a refused request that is read and thrown away to keep the connection; a larger one closes it."""
+
+LINGER_S: Final = 2.0
+HALF_CLOSED_GRACE_S: Final = 1.0
+OWN_PREFIX: Final = b"/-/"
+"""The gateway's own paths: never forwarded."""
+
+_REASON_PHRASES: Final[dict[int, bytes]] = {
+    400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found",
+    408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 417: b"Expectation Failed",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
+}  # fmt: skip
+
+log = structlog.get_logger("gateway.client")
+
+
+class ClientConnection(asyncio.Protocol):
+    """See the module's docstring."""
+
+    __slots__ = (
+        "_chunks", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept", "_left",
+        "_proxy", "_reads_body", "_transport", "address", "is_read_paused", "is_write_paused",
+    )  # fmt: skip
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._kept = b""
+        self._reads_body = False
+        self._left = 0
+        self._chunks: ChunkedReader | None = None
+        self._discarded = 0
+        self._closes = False
+        self._is_lingering = False
+        self._deadline = 0.0
+        self._eof_at = 0.0
+        self.address = b"-"
+        self.is_read_paused = False
+        self.is_write_paused = False
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        proxy = self._proxy
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self.address = str(peer[0]).encode("ascii", "replace")
+        self._deadline = proxy.loop.time() + proxy.settings.head_timeout_s
+        proxy.clients.add(self)
+        if len(proxy.clients) > proxy.settings.connections_max:
+            proxy.metrics.events["connections_refused"] += 1
+            self._answer_and_close(Refusal(Reason.OVERLOADED, detail="Too many connections are open."))
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._transport = None
+        self._proxy.clients.discard(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_client_lost()
+
+    def eof_received(self) -> bool:
+        """The client will send no more. It may still be reading: what is under way gets a moment to be answered."""
+        if self._exchange is None or self._reads_body:
+            return False
+        self._eof_at = self._proxy.loop.time()
+        return True
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        if self._exchange is not None:
+            self._exchange.on_client_full()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        if self._exchange is not None:
+            self._exchange.on_client_drained()
+
+    def data_received(self, data: bytes) -> None:
+        if self._reads_body:
+            self._read_body(data)
+        elif self._is_lingering:
+            self._discard(data)
+        elif self._exchange is None:
+            self._read_head(self._kept + data if self._kept else data)
+        else:
+            self._kept += data
+            if len(self._kept) > PIPELINED_BYTES_MAX:
+                self.pause_reading()
+
+    # -- what an exchange uses
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written here that the client has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self.is_read_paused and self._transport is not None:
+            self.is_read_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_read_paused and self._transport is not None:
+            self.is_read_paused = False
+            self._transport.resume_reading()
+
+    def close_after_answer(self) -> None:
+        """The answer now being written is the last one on this connection."""
+        self._closes = True
+
+    def connection_field(self) -> bytes:
+        """The Connection line that goes with the answer now being written, or nothing."""
+        exchange = self._exchange
+        if self._closes or self._proxy.is_draining:
+            self._closes = True
+            return b"Connection: close\r\n"
+        if exchange is not None and exchange.head.minor == 0:
+            return b"Connection: keep-alive\r\n"
+        return b""
+
+    def on_exchange_end(self) -> None:
+        """The answer is whole: the next request may be read, or the connection ends."""
+        self._exchange = None
+        transport = self._transport
+        if transport is None:
+            return
+        if self._closes or (self._eof_at and not self._kept):
+            if self._reads_body or self._kept:
+                self._linger()
+            else:
+                transport.close()
+            return
+        now = self._proxy.loop.time()
+        self._deadline = now + self._proxy.settings.idle_timeout_s
+        if self._eof_at:
+            self._eof_at = now
+        self.resume_reading()
+        if self._kept:
+            self._proxy.loop.call_soon(self._read_kept)
+
+    def answer_refusal(
+        self, refusal: Refusal, dialect: Dialect, request_id: bytes, *, body_done: bool
+    ) -> None:
+        """Write a refusal in place of an answer, and end the exchange."""
+        exchange = self._exchange
+        if not body_done and exchange is not None:
+            head = exchange.head
+            is_small = 0 <= head.length <= DISCARD_BYTES_MAX
+            if head.expects_continue or not is_small or refusal.reason is Reason.BAD_REQUEST:
+                self._closes = True
+        self._write_refusal(refusal, dialect, request_id)
+        self.on_exchange_end()
+
+    def break_off(self) -> None:
+        """End an answer in the middle: what was written is still sent, and the missing end says that it is broken."""
+        self._exchange = None
+        self._closes = True
+        if self._transport is not None:
+            self._deadline = self._proxy.loop.time() + LINGER_S
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- time
+
+    def on_tick(self, now: float) -> None:
+        """A few times a second: has anything waited for too long?"""
+        exchange = self._exchange
+        if exchange is not None:
+            if self._eof_at and now - self._eof_at > HALF_CLOSED_GRACE_S and not exchange.is_over:
+                self.abort()
+            else:
+                exchange.on_tick(now)
+            return
+        if now < self._deadline:
+            return
+        if self._transport is None or self._transport.is_closing() or self._is_lingering or self._reads_body:
+            self.abort()
+        elif self._kept:
+            self._proxy.metrics.events["head_timeout"] += 1
+            self._answer_and_close(Refusal(Reason.REQUEST_TIMEOUT, detail="The head did not arrive in time."))
+        else:
+            self._transport.close()
+
+    def stop(self) -> None:
+        """The gateway drains: an idle connection ends now, a busy one after its answer."""
+        self._closes = True
+        if self._exchange is None and self._transport is not None and not self._kept:
+            self._transport.close()
+
+    def cut(self, detail: str) -> None:
+        """The gateway stops and will wait no longer."""
+        if self._exchange is not None:
+            self._exchange.cut(detail)
+        self.abort()
+
+    # -- reading requests
+
+    def _read_kept(self) -> None:
+        if self._exchange is None and self._kept and not self._closes and self._transport is not None:
+            self._read_head(self._kept)
+
+    def _read_head(self, data: bytes) -> None:
+        if data.startswith(b"\r\n"):  # RFC 9112 §2.2: an empty line before a request is ignored, one of them
+            data = data[2:]
+        settings = self._proxy.settings
+        end = find_head_end(data)
+        if end < 0 or end > settings.head_bytes_max:
+            self._on_unfinished_head(data)
+            return
+        rest = data[end:]
+        self._kept = b""
+        try:
+            head = parse_request(
+                data[:end],
+                field_count_max=settings.field_count_max,
+                target_length_max=settings.target_bytes_max,
+            )
+            target = normalise(head.method, head.target, head.host)
+        except HeadError as error:
+            self._proxy.metrics.events["bad_head"] += 1
+            self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
+            return
+        if not head.keep_alive:
+            self._closes = True
+        route = self._proxy.routes.match(head.method, head.host, target.path)
+        if route is None or target.path.startswith(OWN_PREFIX):
+            self._refuse_unrouted(head, rest)
+            return
+        if head.length > settings.body_bytes_max:
+            self._answer_and_close(Refusal(Reason.BODY_TOO_LARGE))
+            return
+        exchange = self._exchange = Exchange(self._proxy, self, head, target, self._proxy.lanes[route.name])
+        if head.length == 0:
+            self._kept = rest
+        else:
+            self._begin_body(head.length)
+        exchange.begin()
+        if rest and self._reads_body:
+            self._read_body(rest)
+
+    def _on_unfinished_head(self, data: bytes) -> None:
+        settings = self._proxy.settings
+        line_end = data.find(b"\r\n")
+        try:
+            if len(data) > settings.head_bytes_max:
+                if line_end < 0 or line_end > settings.target_bytes_max + 64:
+                    raise HeadError(
+                        414, f"The request target is longer than {settings.target_bytes_max} bytes."
+                    )
+                raise HeadError(431, f"The head is longer than {settings.head_bytes_max} bytes.")
+            reject_early(data)
+        except HeadError as error:
+            self._proxy.metrics.events["bad_head"] += 1
+            self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
+            return
+        if not self._kept:
+            self._deadline = self._proxy.loop.time() + settings.head_timeout_s
+        self._kept = data
+
+    def _refuse_unrouted(self, head: RequestHead, rest: bytes) -> None:
+        self._proxy.metrics.refusals[("", Reason.NO_SUCH_ROUTE.value)] += 1
+        if head.length:
+            self._answer_and_close(Refusal(Reason.NO_SUCH_ROUTE))
+            return
+        self._kept = rest
+        self._write_refusal(Refusal(Reason.NO_SUCH_ROUTE), "problem", self._proxy.next_request_id(), head)
+        self.on_exchange_end()
+
+    def _begin_body(self, length: int) -> None:
+        self._reads_body = True
+        self._discarded = 0
+        if length == CHUNKED:
+            self._chunks, self._left = ChunkedReader(), 0
+        else:
+            self._chunks, self._left = None, length
+
+    def _read_body(self, data: bytes) -> None:
+        exchange = self._exchange
+        if self._chunks is not None:
+            self._read_chunks(exchange, data)
+            return
+        count = len(data)
+        rest = b""
+        if count > self._left:
+            data, rest = data[: self._left], data[self._left :]
+            count = self._left
+        self._left -= count
+        self._take_body(exchange, data)
+        if self._left == 0 and self._transport is not None:
+            self._end_body(rest)
+
+    def _read_chunks(self, exchange: Exchange | None, data: bytes) -> None:
+        chunks = self._chunks
+        assert chunks is not None
+        try:
+            pieces = chunks.feed(data)
+        except ChunkError as error:
+            self._proxy.metrics.events["bad_body"] += 1
+            self._reads_body = False
+            self._closes = True
+            if exchange is not None:
+                exchange.on_bad_body(Refusal(Reason.BAD_REQUEST, detail=f"The body is malformed: {error}."))
+            else:
+                self.abort()
+            return
+        if pieces:
+            self._take_body(exchange, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if chunks.done and self._reads_body:
+            self._end_body(chunks.rest)
+
+    def _take_body(self, exchange: Exchange | None, data: bytes) -> None:
+        self._discarded += len(data)
+        if exchange is None:
+            if self._discarded > DISCARD_BYTES_MAX and not self._is_lingering:
+                self.abort()
+        elif self._discarded > self._proxy.settings.body_bytes_max:
+            self._closes = True
+            exchange.on_bad_body(Refusal(Reason.BODY_TOO_LARGE))
+        else:
+            exchange.on_request_body(data)
+
+    def _end_body(self, rest: bytes) -> None:
+        self._reads_body = False
+        self._chunks = None
+        if self._exchange is not None:
+            self._kept += rest
+            self._exchange.on_request_end()
+        elif self._is_lingering:
+            if self._transport is not None:
+                self._transport.close()
+        elif rest:
+            self._kept = rest
+            self._read_kept()
+
+    # -- answers of the gateway's own
+
+    def _write_refusal(
+        self, refusal: Refusal, dialect: Dialect, request_id: bytes, head: RequestHead | None = None
+    ) -> None:
+        content_type, body = render(refusal, dialect, request_id.decode())
+        status = refusal.public_status
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASON_PHRASES.get(status, b"Error"))]
+        lines += [b"%b: %b\r\n" % field for field in headers(refusal)]
+        lines.append(
+            b"Content-Type: %b\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
+            % (content_type, len(body))
+        )
+        lines.append(self.connection_field())
+        lines.append(b"X-Request-Id: %b\r\n\r\n" % request_id)
+        asked = head or (self._exchange.head if self._exchange is not None else None)
+        if asked is None or asked.method != b"HEAD":
+            lines.append(body)
+        self.write(b"".join(lines))
+
+    def _answer_and_close(self, refusal: Refusal) -> None:
+        """Answer what cannot be read any further, and close once the client has had a chance to read that."""
+        self._proxy.metrics.refusals[("", refusal.reason.value)] += 1
+        self._kept = b""
+        self._closes = True
+        self._write_refusal(refusal, "problem", self._proxy.next_request_id())
+        self._linger()
+
+    def _linger(self) -> None:
+        """Say that nothing more comes, and read what still arrives for a moment: closing at once with unread bytes would
+        reset the connection, and the client might never see the answer."""
+        self._is_lingering = True
+        self._reads_body = False
+        self._deadline = self._proxy.loop.time() + LINGER_S
+        if self._transport is not None:
+            self.resume_reading()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > DISCARD_BYTES_MAX * 16:
+            self.abort()

@@ -1,0 +1,404 @@
+"""Connections to one upstream, and the pool that lends them. Acts; knows nothing of keys, credits or clients.
+
+A connection reads one answer at a time and gives it to an `Answering`, which is told exactly one end: `on_answer_end` or
+`on_upstream_lost`. The pool lends a connection to one borrower at a time, opens new ones up to a bound, lets borrowers wait
+up to another, and never lends one that has bytes nobody asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from typing import Final, Protocol, cast
+
+from gateway.http1.chunked import ChunkedReader, ChunkError
+from gateway.http1.head import (
+    CHUNKED,
+    CLOSE_DELIMITED,
+    HeadError,
+    ResponseHead,
+    find_head_end,
+    parse_response,
+)
+from gateway.routing import Timeouts, Upstream
+
+HEAD_BYTES_MAX: Final = 65_536
+FIELD_COUNT_MAX: Final = 200
+WRITE_BUFFER_HIGH: Final = 262_144
+
+_AWAIT_HEAD, _BY_LENGTH, _BY_CHUNKS, _UNTIL_CLOSE, _IDLE = range(5)
+_NO_BODY: Final = frozenset((204, 304))
+
+
+class Answering(Protocol):
+    """Who is given an answer. Calls come in this order: interim*, head, body*, then one of end and lost."""
+
+    def on_connection(self, connection: UpstreamConnection) -> None:
+        """A connection is lent: write the request to it."""
+
+    def on_no_connection(self, error: ConnectionFailed) -> None:
+        """There will be none."""
+
+    def on_interim(self, head: ResponseHead) -> None:
+        """A 1xx answer; the final one is still to come."""
+
+    def on_answer_head(self, head: ResponseHead, has_body: bool, first: bytes) -> None:
+        """The final head, with what came of the body in the same read (b"" for chunked bodies)."""
+
+    def on_answer_body(self, data: bytes) -> None:
+        """Bytes of the body, without framing."""
+
+    def on_answer_end(self) -> None:
+        """The answer is whole. The borrower now releases or closes the connection."""
+
+    def on_upstream_lost(self) -> None:
+        """The connection ended, or said something that is not HTTP, before the answer was whole."""
+
+    def on_upstream_full(self) -> None:
+        """The upstream does not keep up with what is written to it: write no more."""
+
+    def on_upstream_drained(self) -> None:
+        """Writing may go on."""
+
+
+class ConnectionFailed(Exception):
+    """No connection to the upstream. `kind`: "unreachable", "timeout" or "full"."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection: writes requests, reads answers strictly."""
+
+    __slots__ = (
+        "_answering", "_chunks", "_is_head_request", "_keep_alive", "_kept", "_left", "_pool", "_state",
+        "_transport", "idle_since", "is_read_paused", "requests",
+    )  # fmt: skip
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._answering: Answering | None = None
+        self._state = _IDLE
+        self._kept = b""
+        self._left = 0
+        self._chunks: ChunkedReader | None = None
+        self._keep_alive = True
+        self._is_head_request = False
+        self.idle_since = 0.0
+        self.is_read_paused = False
+        self.requests = 0
+
+    @property
+    def is_usable(self) -> bool:
+        transport = self._transport
+        return transport is not None and self._state == _IDLE and not transport.is_closing()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written here that the upstream has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def begin(self, answering: Answering, request: bytes, *, is_head_request: bool) -> None:
+        """Send a request's head (and what there is of its body); its answer goes to `answering`."""
+        self._answering = answering
+        self._state = _AWAIT_HEAD
+        self._is_head_request = is_head_request
+        self.requests += 1
+        assert self._transport is not None
+        self._transport.write(request)
+
+    def write(self, data: bytes) -> None:
+        """More of the request's body, framed."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def release(self) -> None:
+        """The answer is whole and so is the request: lend the connection to somebody else, if it may be."""
+        self._answering = None
+        if self._keep_alive and self._transport is not None and not self._transport.is_closing():
+            self.resume_reading()
+            self._pool.give_back(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection now; the borrower is not told."""
+        self._answering = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        if not self.is_read_paused and self._transport is not None:
+            self.is_read_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_read_paused and self._transport is not None:
+            self.is_read_paused = False
+            self._transport.resume_reading()
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.forget(self)
+        answering, self._answering = self._answering, None
+        if answering is None:
+            return
+        if self._state == _UNTIL_CLOSE and exc is None:
+            self._state = _IDLE
+            answering.on_answer_end()
+        else:
+            answering.on_upstream_lost()
+
+    def pause_writing(self) -> None:
+        if self._answering is not None:
+            self._answering.on_upstream_full()
+
+    def resume_writing(self) -> None:
+        if self._answering is not None:
+            self._answering.on_upstream_drained()
+
+    def data_received(self, data: bytes) -> None:
+        answering = self._answering
+        if answering is None:
+            self.abort()
+            return
+        state = self._state
+        if state == _AWAIT_HEAD:
+            self._read_head(answering, data)
+        elif state == _BY_LENGTH:
+            count = len(data)
+            if count < self._left:
+                self._left -= count
+                answering.on_answer_body(data)
+            else:
+                if count > self._left:
+                    self._keep_alive = False
+                    data = data[: self._left]
+                answering.on_answer_body(data)
+                self._end()
+        elif state == _BY_CHUNKS:
+            self._read_chunks(answering, data)
+        elif state == _UNTIL_CLOSE:
+            answering.on_answer_body(data)
+        else:
+            self.abort()
+
+    # -- reading an answer
+
+    def _read_head(self, answering: Answering, data: bytes) -> None:
+        if self._kept:
+            data, self._kept = self._kept + data, b""
+        end = find_head_end(data)
+        if end < 0:
+            if len(data) > HEAD_BYTES_MAX:
+                self._fail()
+            else:
+                self._kept = data
+            return
+        rest = data[end:]
+        try:
+            head = parse_response(data[:end], field_count_max=FIELD_COUNT_MAX)
+        except HeadError:
+            self._fail()
+            return
+        if head.status < 200:
+            self._read_interim(answering, head, rest)
+            return
+        self._keep_alive = head.keep_alive
+        self._begin_body(answering, head, rest)
+
+    def _read_interim(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
+        if head.status == 101:
+            self._fail()
+            return
+        answering.on_interim(head)
+        if rest and self._answering is not None:
+            self._read_head(answering, rest)
+
+    def _begin_body(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
+        length = head.length
+        if self._is_head_request or head.status in _NO_BODY or length == 0:
+            answering.on_answer_head(head, False, b"")
+            if rest:
+                self._keep_alive = False
+            self._end()
+        elif length > 0:
+            count = len(rest)
+            if count < length:
+                self._state, self._left = _BY_LENGTH, length - count
+                answering.on_answer_head(head, True, rest)
+            else:
+                if count > length:
+                    self._keep_alive = False
+                    rest = rest[:length]
+                answering.on_answer_head(head, True, rest)
+                self._end()
+        elif length == CHUNKED:
+            self._state, self._chunks = _BY_CHUNKS, ChunkedReader()
+            answering.on_answer_head(head, True, b"")
+            if rest and self._answering is not None:
+                self._read_chunks(answering, rest)
+        else:
+            assert length == CLOSE_DELIMITED
+            self._state, self._keep_alive = _UNTIL_CLOSE, False
+            answering.on_answer_head(head, True, rest)
+
+    def _read_chunks(self, answering: Answering, data: bytes) -> None:
+        chunks = self._chunks
+        assert chunks is not None
+        try:
+            pieces = chunks.feed(data)
+        except ChunkError:
+            self._fail()
+            return
+        if pieces:
+            answering.on_answer_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if chunks.done and self._answering is not None:
+            if chunks.rest:
+                self._keep_alive = False
+            self._chunks = None
+            self._end()
+
+    def _end(self) -> None:
+        answering = self._answering
+        self._state = _IDLE
+        if answering is not None:
+            answering.on_answer_end()
+
+    def _fail(self) -> None:
+        answering = self._answering
+        self.abort()
+        if answering is not None:
+            answering.on_upstream_lost()
+
+
+class UpstreamPool:
+    """Connections to one upstream.
+
+    At most `connections_max` are open; up to `waiting_max` borrowers wait for one; one that is unused for `idle_s` is closed.
+    """
+
+    def __init__(
+        self, upstream: Upstream, timeouts: Timeouts, *, connections_max: int, waiting_max: int, idle_s: float
+    ) -> None:
+        self._upstream = upstream
+        self._timeouts = timeouts
+        self._connections_max = connections_max
+        self._waiting_max = waiting_max
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._tls = ssl.create_default_context() if upstream.scheme == "https" else None
+        self._idle: list[UpstreamConnection] = []
+        self._open: set[UpstreamConnection] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Answering] = deque()
+        self._is_closed = False
+
+    @property
+    def connections(self) -> int:
+        return len(self._open)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def borrow(self, borrower: Answering, *, fresh: bool = False) -> UpstreamConnection | None:
+        """An unused connection, the last one used first; or None, and the borrower is called when there is one.
+
+        `fresh` asks for a new connection: for a request that a kept one has just failed.
+        """
+        while self._idle and not fresh:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                return connection
+        if len(self._open) + len(self._opening) < self._connections_max:
+            task = self._loop.create_task(self._connect(borrower), name=f"connect {self._upstream.host}")
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        elif len(self._waiting) < self._waiting_max:
+            self._waiting.append(borrower)
+        else:
+            borrower.on_no_connection(ConnectionFailed("full", "too many requests wait for this upstream"))
+        return None
+
+    def stop_waiting(self, borrower: Answering) -> None:
+        """The borrower no longer needs a connection. (One that is being opened for it is kept for others.)"""
+        if borrower in self._waiting:
+            self._waiting.remove(borrower)
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        if self._is_closed:
+            connection.abort()
+        elif self._waiting:
+            self._waiting.popleft().on_connection(connection)
+        else:
+            connection.idle_since = self._loop.time()
+            self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection is gone: its place is free for somebody who waits."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._serve_waiting()
+
+    def close_idle(self, now: float) -> None:
+        """Close what has been unused for too long. The oldest are at the front, because the last used is lent first."""
+        stale = 0
+        for connection in self._idle:
+            if now - connection.idle_since < self._idle_s:
+                break
+            stale += 1
+        expired, self._idle = self._idle[:stale], self._idle[stale:]
+        for connection in expired:
+            connection.abort()
+
+    async def close(self) -> None:
+        """Close everything; for the end of the process."""
+        self._is_closed = True
+        for task in self._opening:
+            task.cancel()
+        for connection in list(self._open):
+            connection.abort()
+
+    async def _connect(self, borrower: Answering) -> None:
+        upstream, connect_s = self._upstream, self._timeouts.connect_s
+        try:
+            async with asyncio.timeout(connect_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self),
+                    upstream.host,
+                    upstream.port,
+                    ssl=self._tls,
+                    server_hostname=upstream.host if self._tls else None,
+                )
+        except TimeoutError:
+            self._report_failure(
+                borrower, ConnectionFailed("timeout", f"no connection within {connect_s:g} s")
+            )
+        except OSError as error:
+            self._report_failure(
+                borrower, ConnectionFailed("unreachable", error.strerror or type(error).__name__)
+            )
+        else:
+            self._open.add(connection)
+            borrower.on_connection(connection)
+
+    def _report_failure(self, borrower: Answering, error: ConnectionFailed) -> None:
+        borrower.on_no_connection(error)
+        if self._waiting and not self._is_closed:
+            self._loop.call_soon(self._serve_waiting)
+
+    def _serve_waiting(self) -> None:
+        if self._waiting and not self._is_closed:
+            self.borrow(self._waiting.popleft())

@@ -1,0 +1,173 @@
+"""Counts and timings of the data plane. Plain numbers while requests run, Prometheus families when somebody asks.
+
+A worker counts in dictionaries and lists (0.1 µs a count). On a scrape the supervisor collects a snapshot from every
+worker, adds them up, and renders them; a worker that died leaves its last snapshot in the sum, so counters never step back.
+Label values come from bounded sets only: route names, outcomes, reasons, status classes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+BUCKETS_S: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+
+Snapshot = dict[str, Any]
+
+
+class Histogram:
+    """Counts by bucket of seconds."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.total += seconds
+
+
+class Metrics:
+    """What one worker has counted since it started."""
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        """(route, outcome, hundreds of the status) -> requests that were admitted and have ended."""
+        self.refusals: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """(route or "", reason) -> requests that were not."""
+        self.events: defaultdict[str, int] = defaultdict(int)
+        """Things worth a count and no line each: see EVENT_HELP."""
+        self.admission = Histogram()
+        self.upstream = Histogram()
+        self.whole = Histogram()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.cost = 0
+        self.overshoot = 0
+        self.gauges: dict[str, float] = {}
+
+    def snapshot(self) -> Snapshot:
+        """Everything, as JSON can carry it."""
+        return {
+            "requests": [[*labels, count] for labels, count in self.requests.items()],
+            "refusals": [[*labels, count] for labels, count in self.refusals.items()],
+            "events": dict(self.events),
+            "histograms": {
+                name: {"counts": histogram.counts, "total": histogram.total}
+                for name, histogram in (
+                    ("admission", self.admission), ("upstream", self.upstream), ("whole", self.whole),
+                )
+            },
+            "totals": {
+                "bytes_in": self.bytes_in, "bytes_out": self.bytes_out,
+                "cost": self.cost, "overshoot": self.overshoot,
+            },
+            "gauges": dict(self.gauges),
+        }  # fmt: skip
+
+
+_HISTOGRAM_HELP: Final = {
+    "admission": "Seconds from a request's head read to the answer of admit.",
+    "upstream": "Seconds from the request sent upstream to the head of the answer.",
+    "whole": "Seconds from a request's head read to the end of its answer.",
+}
+_TOTAL_HELP: Final = {
+    "bytes_in": ("tollkeeper_request_body_bytes", "Bytes of request bodies of admitted requests."),
+    "bytes_out": ("tollkeeper_response_body_bytes", "Bytes of response bodies of admitted requests."),
+    "cost": ("tollkeeper_cost_microcredits", "Cost of settled requests."),
+    "overshoot": ("tollkeeper_overshoot_microcredits", "Cost above what was held."),
+}
+EVENT_HELP: Final = "Things that are counted instead of logged: bad heads, dead peers, lost Redis connections, late settlements."
+_GAUGE_HELP: Final = {
+    "in_flight": "Requests admitted and not yet settled.",
+    "client_connections": "Open connections of workloads.",
+    "upstream_connections": "Open connections to upstreams.",
+    "upstream_waiting": "Requests waiting for an upstream connection.",
+    "redis_pipe_depth": "Commands sent to Redis and not yet answered.",
+    "cold_lookups": "Tokens being looked up.",
+    "known_callers": "Tokens recognised from memory.",
+    "unsettled": "Settlements kept until Redis is back.",
+    "ready": "Workers that are ready to admit.",
+    "workers": "Workers running.",
+}
+
+
+def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The sum of several workers' snapshots."""
+    requests: defaultdict[tuple[str, ...], int] = defaultdict(int)
+    refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
+    events: defaultdict[str, int] = defaultdict(int)
+    totals: defaultdict[str, int] = defaultdict(int)
+    gauges: defaultdict[str, float] = defaultdict(float)
+    histograms = {name: Histogram() for name in _HISTOGRAM_HELP}
+    for snapshot in snapshots:
+        for sums, rows in ((requests, snapshot["requests"]), (refusals, snapshot["refusals"])):
+            for *labels, count in rows:
+                sums[tuple(labels)] += count
+        for target, source in ((events, "events"), (totals, "totals"), (gauges, "gauges")):
+            for name, value in snapshot[source].items():
+                target[name] += value
+        for name, histogram in histograms.items():
+            given = snapshot["histograms"][name]
+            histogram.counts = [a + b for a, b in zip(histogram.counts, given["counts"], strict=True)]
+            histogram.total += given["total"]
+    return {
+        "requests": [[*labels, count] for labels, count in requests.items()],
+        "refusals": [[*labels, count] for labels, count in refusals.items()],
+        "events": dict(events),
+        "histograms": {name: {"counts": h.counts, "total": h.total} for name, h in histograms.items()},
+        "totals": dict(totals),
+        "gauges": dict(gauges),
+    }
+
+
+def without_gauges(snapshot: Snapshot) -> Snapshot:
+    """What remains of a worker that is gone: its counts, not its states."""
+    return {**snapshot, "gauges": {}}
+
+
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """A snapshot as Prometheus families."""
+    requests = CounterMetricFamily(
+        "tollkeeper_requests",
+        "Admitted requests that have ended.",
+        labels=("route", "outcome", "status_class"),
+    )
+    for route, outcome, hundreds, count in snapshot["requests"]:
+        requests.add_metric((route, outcome, f"{hundreds}xx" if hundreds else "none"), count)
+    yield requests
+    refusals = CounterMetricFamily(
+        "tollkeeper_refusals",
+        "Requests that were refused, and answers that failed.",
+        labels=("route", "reason"),
+    )
+    for route, reason, count in snapshot["refusals"]:
+        refusals.add_metric((route, reason), count)
+    yield refusals
+    events = CounterMetricFamily("tollkeeper_events", EVENT_HELP, labels=("event",))
+    for name, count in snapshot["events"].items():
+        events.add_metric((name,), count)
+    yield events
+    for key, (name, text) in _TOTAL_HELP.items():
+        yield CounterMetricFamily(name, text, value=snapshot["totals"].get(key, 0))
+    for key, text in _HISTOGRAM_HELP.items():
+        yield _histogram_family(f"tollkeeper_{key}_seconds", text, snapshot["histograms"][key])
+    for key, text in _GAUGE_HELP.items():
+        yield GaugeMetricFamily(f"tollkeeper_{key}", text, value=snapshot["gauges"].get(key, 0))
+
+
+def _histogram_family(name: str, text: str, histogram: Mapping[str, Any]) -> HistogramMetricFamily:
+    buckets: list[tuple[str, float]] = []
+    running = 0
+    for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), histogram["counts"], strict=True):
+        running += count
+        buckets.append((bound, running))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=histogram["total"])

@@ -1,0 +1,199 @@
+"""What all exchanges of a worker share: routes, callers, ledger, pools, counts. Acts, once a tick.
+
+Made by `server`, handed to connections and exchanges; holds no state of a single request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from gateway.contract.layout import Layout
+from gateway.contract.usage_event import RefusalCount
+from gateway.directory import Directory
+from gateway.http1.upstream import UpstreamPool
+from gateway.ledger import Caller, Ledger, admit_arguments
+from gateway.logs import AccessLog
+from gateway.metrics import Metrics, Snapshot
+from gateway.redis_pipe import PipeLost, RedisAddress, Reply
+from gateway.refusals import Reason
+from gateway.routing import Route, RouteTable
+from gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from gateway.contract.token import Pepper
+    from gateway.http1.client import ClientConnection
+
+TICK_S: Final = 0.1
+REFUSAL_FLUSH_S: Final = 0.5
+REFUSAL_ROWS_MAX: Final = 10_000
+_MINUTE_MS: Final = 60_000
+
+log = structlog.get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """A route with what is prepared for it: its pool, and its arguments to admit."""
+
+    route: Route
+    name: bytes
+    authority: bytes
+    pool: UpstreamPool
+    admit_arguments: bytes
+
+
+RefusalKey = tuple[Caller, str, str, int]
+
+
+class Proxy:
+    """The worker's shared parts, and its heartbeat."""
+
+    def __init__(
+        self, settings: GatewaySettings, routes: RouteTable, pepper: Pepper, access_log: AccessLog
+    ) -> None:
+        self.settings = settings
+        self.routes = routes
+        self.metrics = Metrics()
+        self.access_log = access_log
+        self.loop = asyncio.get_running_loop()
+        names = Layout(settings.shards)
+        self._worker_id = secrets.token_hex(7)
+        self._worker_id_bytes = self._worker_id.encode()
+        self._requests_made = 0
+        self.hold_ttl_ms = int(settings.hold_ttl_s * 1000)
+        self.ledger = Ledger(
+            RedisAddress.parse(settings.redis_url), names, timeout_s=settings.redis_timeout_s,
+            depth_max=settings.redis_depth_max, client_name=f"tollkeeper-gateway-{self._worker_id}",
+        )  # fmt: skip
+        self.directory = Directory(self.ledger, names, pepper, lookups_max=settings.lookups_max)
+        self.lanes: Mapping[str, Lane] = {route.name: self._lane(route) for route in routes.routes}
+        self.clients: set[ClientConnection] = set()
+        self.in_flight = 0
+        self.is_draining = False
+        self._refused: defaultdict[RefusalKey, int] = defaultdict(int)
+        self._refused_flushes = 0
+        self._refusals_due = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self.ledger.start()
+        self._tick()
+
+    async def close(self, *, settle_s: float = 3.0) -> None:
+        """The end: everything settled if Redis lets us within `settle_s`, then every connection closed."""
+        deadline = self.loop.time() + settle_s
+        self._flush_refusals()
+        while self.loop.time() < deadline and (self.ledger.unsettled or self.ledger.pipe.depth):  # noqa: ASYNC110 - the end of the process; an event for it would be paid by every request
+            await asyncio.sleep(0.01)
+        if self.ledger.unsettled:
+            log.error("settlements_left_to_expire", count=self.ledger.unsettled)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for lane in self.lanes.values():
+            await lane.pool.close()
+        self.directory.close()
+        await self.ledger.close()
+        self.access_log.close()
+
+    def next_request_id(self) -> bytes:
+        """24 hex digits: 14 of this worker, 10 that count. Unique for as long as rows are kept."""
+        self._requests_made += 1
+        return b"%b%010x" % (self._worker_id_bytes, self._requests_made)
+
+    def count_refusal(self, caller: Caller | None, route: str, reason: Reason) -> None:
+        """Count a refusal in the metrics and, if the key is known, for the ledger."""
+        self.metrics.refusals[(route, reason.value)] += 1
+        if caller is not None and (len(self._refused) < REFUSAL_ROWS_MAX):
+            minute_ms = int(time.time() * 1000) // _MINUTE_MS * _MINUTE_MS
+            self._refused[(caller, route, reason.value, minute_ms)] += 1
+
+    def snapshot(self) -> Snapshot:
+        """This worker's counts and states, for the supervisor."""
+        pools = [lane.pool for lane in self.lanes.values()]
+        pipe = self.ledger.pipe
+        self.metrics.gauges = {
+            "in_flight": self.in_flight,
+            "client_connections": len(self.clients),
+            "upstream_connections": sum(pool.connections for pool in pools),
+            "upstream_waiting": sum(pool.waiting for pool in pools),
+            "redis_pipe_depth": pipe.depth,
+            "cold_lookups": self.directory.lookups,
+            "known_callers": self.directory.known_count,
+            "unsettled": self.ledger.unsettled,
+            "ready": int(self.is_ready),
+            "workers": 1,
+        }
+        events = self.metrics.events
+        events["redis_lost"] = pipe.losses
+        events["redis_timeout"] = pipe.timeouts
+        events["script_failed"] = self.ledger.script_errors
+        events["settled_elsewhere"] = self.ledger.settled_elsewhere
+        events["settlement_dropped"] = self.ledger.settlements_dropped
+        events["access_line_dropped"] = self.access_log.dropped
+        events["token_verified_by_hash"] = self.directory.verifications
+        return self.metrics.snapshot()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ledger.is_ready and not self.is_draining
+
+    def _lane(self, route: Route) -> Lane:
+        settings = self.settings
+        pool = UpstreamPool(
+            route.upstream, route.timeouts, connections_max=settings.upstream_connections_max,
+            waiting_max=settings.upstream_waiting_max, idle_s=settings.upstream_idle_s,
+        )  # fmt: skip
+        return Lane(
+            route,
+            route.name.encode(),
+            route.upstream.authority,
+            pool,
+            admit_arguments(route.hold, self.hold_ttl_ms),
+        )
+
+    def _tick(self) -> None:
+        now = self.loop.time()
+        self._ticker = self.loop.call_at(now + TICK_S, self._tick)
+        self.ledger.on_tick(now)
+        for client in list(self.clients):
+            client.on_tick(now)
+        for lane in self.lanes.values():
+            lane.pool.close_idle(now)
+        if now >= self._refusals_due:
+            self._refusals_due = now + REFUSAL_FLUSH_S
+            self._flush_refusals()
+
+    def _flush_refusals(self) -> None:
+        """Write the counts of refused requests gathered since the last time; a count that is not taken is kept."""
+        if not self._refused or not self.ledger.is_ready:
+            return
+        gathered, self._refused = self._refused, defaultdict(int)
+        self._refused_flushes += 1
+        for position, (key, count) in enumerate(gathered.items()):
+            caller, route, reason, minute_ms = key
+            identity = caller.identity
+            event = RefusalCount(
+                id=f"{self._worker_id}-{self._refused_flushes}-{position}", minute_ms=minute_ms,
+                organization=identity.organization_tag, account=identity.account_id, key=identity.key_id,
+                route=route, reason=reason, count=count,
+            )  # fmt: skip
+            self._append_refusals(caller.shard, event.encode(), key, count)
+
+    def _append_refusals(self, shard: int, event: bytes, key: RefusalKey, count: int) -> None:
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, bytes):
+                return
+            # A lost connection leaves open whether the event was appended. A count too few is better than one too many.
+            if not isinstance(reply, PipeLost):
+                self._refused[key] += count
+
+        if not self.ledger.append_event(shard, event, on_reply):
+            self._refused[key] += count

@@ -1,0 +1,106 @@
+"""One worker: the composition root of the data plane's process. Acts.
+
+Started by the supervisor with a listening socket and a channel. It serves until SIGTERM or until the channel closes (the
+supervisor is gone), then accepts nothing more, lets what is under way finish, settles everything and exits with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from typing import cast
+
+import orjson
+import structlog
+import uvloop
+
+from gateway.http1.client import ClientConnection
+from gateway.logs import AccessLog, configure_logs
+from gateway.proxy import Proxy
+from gateway.settings import SettingsError, load_settings
+
+LISTEN_BACKLOG = 4096
+
+log = structlog.get_logger("gateway.worker")
+
+
+class Channel(asyncio.Protocol):
+    """The line to the supervisor: a newline asks for a snapshot, which goes back as one line of JSON; the end stops us."""
+
+    def __init__(self, proxy: Proxy, stop: asyncio.Event) -> None:
+        self._proxy = proxy
+        self._stop = stop
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's do not derive from asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        for _ in range(data.count(b"\n")):
+            if self._transport is not None:
+                self._transport.write(orjson.dumps(self._proxy.snapshot()) + b"\n")
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._stop.set()
+
+
+async def serve(listen_fd: int, channel_fd: int) -> None:
+    """Serve on an inherited listening socket until told to stop. Raises SettingsError."""
+    settings, routes, pepper = load_settings()
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    proxy = Proxy(settings, routes, pepper, AccessLog(settings.access_log_fraction))
+    proxy.start()
+    await loop.create_connection(lambda: Channel(proxy, stop), sock=socket.socket(fileno=channel_fd))
+    listener = await loop.create_server(
+        lambda: ClientConnection(proxy), sock=socket.socket(fileno=listen_fd), backlog=LISTEN_BACKLOG
+    )
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: the collector need not look at it again
+    log.info("worker_serving", routes=[route.name for route in routes.routes])
+    await stop.wait()
+    listener.close()
+    await drain(proxy, settings.drain_timeout_s)
+    await proxy.close()
+    log.info("worker_stopped")
+
+
+async def drain(proxy: Proxy, timeout_s: float) -> None:
+    """Let what is under way finish, for at most `timeout_s`; cut and settle the rest."""
+    proxy.is_draining = True
+    for client in list(proxy.clients):
+        client.stop()
+    deadline = proxy.loop.time() + timeout_s
+    while proxy.clients and proxy.loop.time() < deadline:  # noqa: ASYNC110 - as in Proxy.close
+        await asyncio.sleep(0.02)
+    for client in list(proxy.clients):
+        client.cut("The gateway is stopping.")
+
+
+def main() -> int:
+    """`python -m gateway.server --listen-fd N --channel-fd N`: for the supervisor, not for people."""
+    parser = argparse.ArgumentParser(
+        prog="gateway.server", description="One worker; started by the supervisor."
+    )
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--log-level", default="info")
+    arguments = parser.parse_args()
+    configure_logs(arguments.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(arguments.listen_fd, arguments.channel_fd))
+    except SettingsError as error:
+        log.error("bad_settings", problems=error.problems)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,404 @@
+"""What a gateway is told: process settings from the environment, routes from a TOML file. Validated together, at start.
+
+Every problem is found and listed before anything runs: `load` raises one `SettingsError` with all of them. `--check-config`
+prints the same list. Every setting has a default or says plainly that it must be given.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX
+from gateway.contract.money import Microcredits, MoneyError, parse_credits
+from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
+from gateway.http1.head import HeadError
+from gateway.http1.target import normalise
+from gateway.pricing import Price
+from gateway.redis_pipe import RedisAddress
+from gateway.routing import Dialect, Route, RouteTable, Timeouts, Upstream
+
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})")
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
+_METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}")
+
+
+class SettingsError(Exception):
+    """Every problem that was found, each a sentence that names the setting."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class GatewaySettings(BaseSettings):
+    """Process settings. Each is an environment variable with the prefix TOLLKEEPER_."""
+
+    model_config = SettingsConfigDict(env_prefix="TOLLKEEPER_", extra="ignore")
+
+    listen: str = Field("127.0.0.1:8080", description="host:port that workloads connect to.")
+    management_listen: str = Field("127.0.0.1:9090", description="host:port of /livez, /readyz and /metrics.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes, each on one core.")
+    config: Path | None = Field(None, description="The route table, a TOML file.")
+    upstream: str | None = Field(
+        None, description="Without a route table: one URL that everything is forwarded to, at no price."
+    )
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL.")
+    pepper: str | None = Field(
+        None, description="Key of the token digests, 16 to 64 bytes in hex. The control plane has the same."
+    )
+    pepper_file: Path | None = Field(
+        None, description="A file that holds the pepper, instead of the variable."
+    )
+    shards: int = Field(
+        SHARDS_DEFAULT,
+        ge=1,
+        le=SHARDS_MAX,
+        description="Shards of the installation; never changed once it has data.",
+    )
+    redis_timeout_s: float = Field(
+        1.0, gt=0, le=30, description="Longest wait for an answer of Redis; then 503."
+    )
+    redis_depth_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="Commands in flight to Redis; beyond, 503."
+    )
+    hold_ttl_s: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="How long a hold outlives a gateway that died; extended while a request runs.",
+    )
+    lookups_max: int = Field(256, ge=1, le=10_000, description="Tokens being looked up at once; beyond, 503.")
+    head_bytes_max: int = Field(
+        32_768, ge=1024, le=1_048_576, description="Longest request head; beyond, 431."
+    )
+    target_bytes_max: int = Field(8_192, ge=64, le=65_536, description="Longest request target; beyond, 414.")
+    field_count_max: int = Field(
+        100, ge=8, le=1000, description="Most header fields in a request; beyond, 431."
+    )
+    body_bytes_max: int = Field(
+        68_719_476_736,
+        ge=0,
+        description="Longest request body, in bytes; beyond, 413. Bodies are streamed, never kept.",
+    )
+    connections_max: int = Field(
+        20_000, ge=1, description="Open connections of workloads a worker; beyond, 503."
+    )
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="From the first byte of a head to its end; then 408."
+    )
+    idle_timeout_s: float = Field(
+        75.0, gt=0, description="A kept-alive connection without a request; then closed."
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="A request body or a reader of an answer that stands still."
+    )
+    upstream_connections_max: int = Field(1_024, ge=1, description="Connections to one upstream a worker.")
+    upstream_waiting_max: int = Field(
+        1_024, ge=0, description="Requests waiting for one of those; beyond, 503."
+    )
+    upstream_idle_s: float = Field(15.0, gt=0, description="How long an unused upstream connection is kept.")
+    drain_timeout_s: float = Field(
+        25.0, ge=0, le=3600, description="After SIGTERM: time for requests to finish."
+    )
+    access_log: str = Field("on", description="on, off, or the fraction of requests to log, such as 0.01.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+
+    @field_validator("listen", "management_listen")
+    @classmethod
+    def _is_address(cls, text: str) -> str:
+        parse_address(text)
+        return text
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, url: str) -> str:
+        RedisAddress.parse(url)
+        return url
+
+    @field_validator("access_log")
+    @classmethod
+    def _is_fraction(cls, text: str) -> str:
+        _access_log_fraction(text)
+        return text
+
+    @property
+    def access_log_fraction(self) -> float:
+        """0 is off, 1 logs every request."""
+        return _access_log_fraction(self.access_log)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """host and port out of "host:port" or "[v6]:port". Raises ValueError."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"{text!r} is not host:port")
+    return match[1] or match[2] or "0.0.0.0", int(match[3])  # noqa: S104 - an empty host means every address
+
+
+def _access_log_fraction(text: str) -> float:
+    words = {"on": 1.0, "off": 0.0}
+    try:
+        fraction = words.get(text.lower(), -1.0) if text.lower() in words else float(text)
+    except ValueError:
+        fraction = -1.0
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"{text!r} is neither on, nor off, nor a fraction from 0 to 1")
+    return fraction
+
+
+def _credits(value: object) -> Microcredits:
+    if not isinstance(value, str):
+        raise ValueError('write credits as a decimal string, such as "0.10"')
+    try:
+        return parse_credits(value)
+    except MoneyError as error:
+        raise ValueError(str(error)) from None
+
+
+Credits = Annotated[Microcredits, BeforeValidator(_credits)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _MeterEntry(_Strict):
+    unit: str
+    json_pointer: str | None = Field(None, alias="json")
+    header: str | None = None
+    event: str | None = None
+    per_1000: Credits
+
+
+class _PriceEntry(_Strict):
+    request: Credits = Microcredits(0)
+    kib_in: Credits = Microcredits(0)
+    kib_out: Credits = Microcredits(0)
+    second: Credits = Microcredits(0)
+    meters: list[_MeterEntry] = []
+
+    @field_validator("meters")
+    @classmethod
+    def _not_yet(cls, meters: list[_MeterEntry]) -> list[_MeterEntry]:
+        if meters:
+            raise ValueError(
+                "metered units are not supported yet: price the request, its bytes or its seconds"
+            )
+        return meters
+
+
+class _TimeoutsEntry(_Strict):
+    connect_s: float = Field(2.0, gt=0, le=60)
+    first_byte_s: float = Field(60.0, gt=0, le=86_400)
+    between_bytes_s: float = Field(60.0, gt=0, le=86_400)
+
+
+class _RouteEntry(_Strict):
+    name: str
+    path: str
+    upstream: list[str] = Field(min_length=1, max_length=64)
+    host: str | None = None
+    methods: list[str] | None = Field(None, min_length=1, max_length=64)
+    strip_path: bool = False
+    hold: Credits | None = None
+    price: _PriceEntry = _PriceEntry()
+    errors: Dialect = "problem"
+    quota_status: Literal[402, 429] = 402
+    timeouts: _TimeoutsEntry = _TimeoutsEntry()
+
+    @field_validator("upstream", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("upstream")
+    @classmethod
+    def _only_one_yet(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            parse_upstream(url)
+        if len(urls) > 1:
+            raise ValueError("several targets are not supported yet: give one URL")
+        return urls
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        if _NAME.fullmatch(name) is None:
+            raise ValueError("a route's name is lower-case letters, digits, '-', '_' and '.', at most 64")
+        return name
+
+    @field_validator("path")
+    @classmethod
+    def _is_path(cls, path: str) -> str:
+        try:
+            raw = path.encode("ascii")
+            normal = normalise(b"GET", raw, b"").path
+        except (UnicodeEncodeError, HeadError) as error:
+            raise ValueError(f"{path!r} is not a path: {error}") from None
+        if normal != raw:
+            raise ValueError(f"{path!r} is not in normal form: write {normal.decode()!r}")
+        return path
+
+    @field_validator("methods")
+    @classmethod
+    def _are_methods(cls, methods: list[str] | None) -> list[str] | None:
+        for method in methods or ():
+            if _METHOD.fullmatch(method) is None:
+                raise ValueError(f"{method!r} is not a method: write it in capitals")
+        return methods
+
+    @model_validator(mode="after")
+    def _hold_covers_price(self) -> _RouteEntry:
+        if self.hold is not None and self.hold < self.price.request:
+            raise ValueError("hold is less than price.request: it would always be overspent")
+        return self
+
+    def route(self) -> Route:
+        price = Price(self.price.request, self.price.kib_in, self.price.kib_out, self.price.second)
+        return Route(
+            name=self.name,
+            path=self.path.encode("ascii"),
+            upstream=parse_upstream(self.upstream[0]),
+            host=self.host.lower().encode("ascii") if self.host else None,
+            methods=frozenset(method.encode() for method in self.methods) if self.methods else None,
+            strip_path=self.strip_path,
+            hold=self.price.request if self.hold is None else self.hold,
+            price=price,
+            errors=self.errors,
+            quota_status=self.quota_status,
+            timeouts=Timeouts(**self.timeouts.model_dump()),
+        )
+
+
+def parse_upstream(url: str) -> Upstream:
+    """An upstream's URL: http or https, a host, perhaps a port and a path. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("an upstream's URL has no user, password, query or fragment")
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        path = parts.path.rstrip("/").encode("ascii")
+    except ValueError:
+        raise ValueError(f"{url!r} has an invalid port or path") from None
+    scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
+    return Upstream(scheme, parts.hostname, port, path)
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> tuple[GatewaySettings, RouteTable, Pepper]:
+    """Environment, route table and pepper, with `overrides` (from the command line) before the environment.
+
+    Raises SettingsError with every problem of all three.
+    """
+    try:
+        settings = GatewaySettings(**(overrides or {}))
+    except ValidationError as error:
+        raise SettingsError([_sentence("TOLLKEEPER_", problem) for problem in error.errors()]) from None
+    problems: list[str] = []
+    pepper = Pepper(b"")
+    try:
+        pepper = read_pepper(settings.pepper, settings.pepper_file)
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        routes = _routes(settings)
+    except SettingsError as error:
+        problems += error.problems
+        routes = RouteTable(())
+    if problems:
+        raise SettingsError(problems)
+    return settings, routes, pepper
+
+
+def read_pepper(text: str | None, path: Path | None) -> Pepper:
+    """The pepper out of the variable or the file, in hex. Raises SettingsError, never with its value."""
+    if (text is None) == (path is None):
+        raise SettingsError(
+            ["TOLLKEEPER_PEPPER or TOLLKEEPER_PEPPER_FILE must be given, and only one of them."]
+        )
+    if text is None and path is not None:
+        try:
+            text = path.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError([f"TOLLKEEPER_PEPPER_FILE cannot be read: {type(error).__name__}."]) from None
+    try:
+        pepper = bytes.fromhex((text or "").strip())
+    except ValueError:
+        raise SettingsError(["The pepper is not hexadecimal."]) from None
+    if not PEPPER_LENGTH_MIN <= len(pepper) <= PEPPER_LENGTH_MAX:
+        raise SettingsError(
+            [f"The pepper must have {PEPPER_LENGTH_MIN} to {PEPPER_LENGTH_MAX} bytes (two hex digits each)."]
+        )
+    return Pepper(pepper)
+
+
+def _routes(settings: GatewaySettings) -> RouteTable:
+    if settings.config is not None:
+        if settings.upstream is not None:
+            raise SettingsError(["A route table and TOLLKEEPER_UPSTREAM exclude each other."])
+        return load_routes(settings.config)
+    if settings.upstream is None:
+        raise SettingsError(
+            ["Nothing to forward to: give TOLLKEEPER_CONFIG (--config) or TOLLKEEPER_UPSTREAM (--upstream)."]
+        )
+    try:
+        return RouteTable((Route("default", b"/", parse_upstream(settings.upstream)),))
+    except ValueError as error:
+        raise SettingsError([f"TOLLKEEPER_UPSTREAM: {error}."]) from None
+
+
+def load_routes(path: Path) -> RouteTable:
+    """Read a route table. Raises SettingsError with every problem in it, each with the route's name or position."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError([f"{path}: cannot be read: {error.strerror or type(error).__name__}."]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError([f"{path}: not TOML: {error}."]) from None
+    problems = [f"{path}: unknown table or key {name!r}." for name in document if name != "route"]
+    entries = document.get("route", [])
+    if not isinstance(entries, list) or not entries:
+        raise SettingsError([*problems, f"{path}: has no [[route]]."])
+    routes: list[Route] = []
+    for position, entry in enumerate(entries, 1):
+        name = entry.get("name", f"#{position}") if isinstance(entry, dict) else f"#{position}"
+        try:
+            routes.append(_RouteEntry.model_validate(entry).route())
+        except ValidationError as error:
+            problems += [_sentence(f"{path}: route {name}: ", problem) for problem in error.errors()]
+    problems += [
+        f"{path}: {count} routes are named {name!r}."
+        for name, count in Counter(route.name for route in routes).items()
+        if count > 1
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return RouteTable(routes)
+
+
+def _sentence(where: str, problem: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if where == "TOLLKEEPER_":
+        place = place.upper()
+    return f"{where}{place}: {message}." if place else f"{where}{message}."
