@@ -85,8 +85,11 @@ class Changes:
         except (RedisUnavailable, *POSTGRES_ERRORS) as error:
             _log.warning("change_not_yet_in_force", entries=len(change.changed), error=type(error).__name__)
             raise NotYetInForce from error
-        if all(in_force):
-            change.published += change.changed
+        if not all(
+            in_force
+        ):  # Redis lost its data: a rebuild under way may have read the rules before this change
+            raise NotYetInForce
+        change.published += change.changed
 
 
 async def _load(conn: Connection, entries: Sequence[Entry]) -> list[Rules]:

@@ -59,7 +59,7 @@ class NotYetInForce(Refused):
     def __init__(self) -> None:
         super().__init__(
             "not_yet_in_force",
-            "The change is saved, but Redis did not answer, so the gateways do not know of it yet. "
+            "The change is saved, but Redis does not answer or is being loaded, so the gateways do not know of it yet. "
             "It takes effect by itself as soon as Redis is back; there is no need to send it again.",
         )
 

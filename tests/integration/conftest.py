@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -13,10 +13,11 @@ from aiohttp.test_utils import TestClient
 from pytest_aiohttp.plugin import AiohttpClient
 from redis.asyncio import Redis
 
+from control.api.services import Services
 from control.app import build_app, ensure_operator_token, open_services
 from control.settings import ControlSettings
 from gateway.contract import scripts, token
-from gateway.contract.ids import AccountId, OrganizationTag, tag_of_key
+from gateway.contract.ids import AccountId, KeyId, OrganizationTag, tag_of_key
 from gateway.contract.layout import META, Layout
 from gateway.contract.token import Pepper
 
@@ -53,9 +54,10 @@ class Answer:
 class Api:
     """The API, called by the operator unless another token (or None) is given."""
 
-    def __init__(self, client: TestClient[Any, Any], operator_token: str) -> None:
+    def __init__(self, client: TestClient[Any, Any], operator_token: str, deps: Services) -> None:
         self.client = client
         self.operator_token = operator_token
+        self.deps = deps
 
     async def call(
         self, method: str, path: str, body: Any = None, *, bearer: str | None = "", **more: Any
@@ -114,9 +116,8 @@ class Gateway:
         assert key is not None
         tag = tag_of_key(key)
         assert tag is not None
-        account = AccountId(
-            (await self.redis.hget(LAYOUT.key(key), "account") or b"sa_" + key.encode()).decode()
-        )
+        owner = cast("bytes | None", await self.redis.hget(LAYOUT.key(key), "account"))
+        account = AccountId(owner.decode() if owner else f"sa_{key}")
         names = [LAYOUT.key(key), LAYOUT.account(account), LAYOUT.organization(tag), self.holds(tag)]
         head = f"request-1|{key}|{account}|{tag}|default"
         proof = token.digest(PEPPER, secret.encode()) if digest is None else digest
@@ -126,7 +127,7 @@ class Gateway:
         _, key, account, tag, *_ = hold.decode().split("|")
         organization = OrganizationTag(tag)
         names = [
-            LAYOUT.key(token.KeyId(key)),
+            LAYOUT.key(KeyId(key)),
             LAYOUT.account(AccountId(account)),
             LAYOUT.organization(organization),
             self.holds(organization),
@@ -168,4 +169,4 @@ async def api(
         async with deps.reading() as conn:
             operator_token = await ensure_operator_token(conn)
         assert operator_token is not None
-        yield Api(await aiohttp_client(build_app(deps)), operator_token)
+        yield Api(await aiohttp_client(build_app(deps)), operator_token, deps)
