@@ -44,7 +44,7 @@ def account_id(control: ControlPlane, account: str) -> str:
     organization, slash, name = account.partition("/")
     if not slash:
         return account
-    listed = control.rows(path_of("organizations", organization, "service-accounts"), ALL_ROWS)
+    listed = control.rows(path_of("organizations", organization, "service-accounts"), ALL_ROWS, status="all")
     for row in listed["data"]:
         if row["name"] == name:
             return str(row["id"])

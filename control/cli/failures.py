@@ -37,8 +37,7 @@ def failure_of_problem(status: int, problem: Mapping[str, Any]) -> CommandFailed
         if isinstance(error, Mapping):
             name = error.get("field") or error.get("pointer") or error.get("name") or "?"
             reason = error.get("reason") or error.get("detail") or error.get("message") or "?"
-            hint = f" (try {error['suggestion']!r})" if error.get("suggestion") else ""
-            if hint or f"{name}: {reason}" not in lines[0]:
-                lines.append(f"  {name}: {reason}{hint}")
+            if f"{name}: {reason}" not in lines[0]:
+                lines.append(f"  {name}: {reason}")
     code = ExitCode.NOT_FOUND if status == 404 else ExitCode.REFUSED
     return CommandFailed("\n".join(lines), code)

@@ -4,6 +4,7 @@ Called by every command module. Knows the shapes of the API's answers only as co
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from rich.text import Text
 
 _PIPE_WIDTH = 240
 """Columns of a table that goes to a pipe or file: wide enough that no identifier is cut."""
+
+_TIME = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?Z$")
 
 Row = Mapping[str, Any]
 
@@ -51,7 +54,7 @@ def plain(value: object) -> str:
         return ", ".join(plain(item) for item in value) or "—"
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    return str(value)
+    return _TIME.sub(r"\1 \2Z", str(value))
 
 
 def console() -> Console:

@@ -7,7 +7,7 @@ import typer
 
 from control.cli.client import ControlPlane, path_of
 from control.cli.organizations import OrganizationArgument
-from control.cli.output import Answer, Column, Row, plain, rows_view
+from control.cli.output import Answer, Column, rows_view
 from control.cli.remote import RowsOption, remote
 
 _FIGURES = ("requests", "refused", "cost", "bytes_in", "bytes_out")
@@ -22,7 +22,7 @@ UntilOption = Annotated[
 ]
 
 _LEDGER_COLUMNS = (
-    Column("admitted at", "admitted_at"),
+    Column("admitted at", "admitted_at", lambda row: str(row["admitted_at"])),
     Column("account", "account_name"),
     Column("key", "key"),
     Column("request", "path", lambda row: f"{row['method']} {row['path']}"),
@@ -44,16 +44,16 @@ class Group(StrEnum):
     DAY = "day"
 
 
-def _columns(group: Group) -> tuple[Column, ...]:
-    def subject(row: Row) -> str:
-        """Everything in the row that is not a figure: the group's id, and its name where the API tells it."""
-        named = [plain(value) for field, value in row.items() if field not in _FIGURES and value is not None]
-        return "  ".join(named)
+# What tells the group of a row, beside the group itself.
+_NAMES = {
+    Group.ACCOUNT: (Column("name", "name"),),
+    Group.KEY: (Column("name", "name"), Column("hint", "hint"), Column("account", "account_name")),
+}
 
-    return (
-        Column(str(group), str(group), subject),
-        *(Column(figure.replace("_", " "), figure, right=True) for figure in _FIGURES),
-    )
+
+def _columns(group: Group) -> tuple[Column, ...]:
+    figures = (Column(figure.replace("_", " "), figure, right=True) for figure in _FIGURES)
+    return (Column(str(group), str(group)), *_NAMES.get(group, ()), *figures)
 
 
 @remote

@@ -205,7 +205,7 @@ class Story:
         self.out.print(Text.assemble("  ", (str(answer.status), style), f"  {request:<28}", (whose, "dim")))
 
     def _line(self, label: str, words: str) -> None:
-        self.out.print(Text.assemble("  ", (f"{label:<5}", "dim"), words))
+        self.out.print(Text.assemble("  ", (f"{label:<6}", "dim"), words))
 
 
 def _expect(as_told: bool, otherwise: str) -> None:

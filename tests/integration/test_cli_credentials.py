@@ -112,17 +112,20 @@ def test_two_cannot_claim_one_directory_and_the_second_learns_who_has_it(tmp_pat
     second.release()
 
 
-def test_a_problem_is_told_with_its_fields_and_what_would_do() -> None:
+def test_a_problem_is_told_with_every_field_once() -> None:
     problem = {
         "title": "The request is wrong",
         "detail": "name: must be a slug",
-        "errors": [{"field": "name", "reason": "must be a slug", "suggestion": "production-worker"}],
+        "errors": [
+            {"field": "name", "reason": "must be a slug"},
+            {"field": "credit_limit", "reason": "is not an amount"},
+        ],
     }
     failure = failure_of_problem(400, problem)
     assert failure.code == ExitCode.REFUSED
     assert failure.message.splitlines() == [
         "The request is wrong: name: must be a slug",
-        "  name: must be a slug (try 'production-worker')",
+        "  credit_limit: is not an amount",
     ]
     assert failure_of_problem(404, {"title": "Not found"}).code == ExitCode.NOT_FOUND
 
