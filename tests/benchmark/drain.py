@@ -82,6 +82,9 @@ async def _measure(rig: Rig) -> DrainRate:
 
 
 async def _fill(client: redis.asyncio.Redis, layout: Layout) -> None:
+    """The streams hold these events and nothing of what was measured before."""
+    for shard in range(layout.shards):
+        await client.delete(layout.events(shard))
     pipe = client.pipeline(transaction=False)
     for number, event in enumerate(_events(), 1):
         stream = layout.events(layout.shard_of(ids.OrganizationTag(event.organization)))

@@ -140,6 +140,12 @@ def cpu_seconds(pids: Sequence[int]) -> dict[int, float]:
     return {pid: spent.user + spent.system for pid, spent in times.items()}
 
 
+def core_busy_seconds(core: int) -> float:
+    """Seconds in which this core did something, for anybody, so far; what a hypervisor took away counts too."""
+    times = psutil.cpu_times(percpu=True)[core]
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+
+
 def resident_mib(pid: int) -> float:
     """Resident memory of a process, MiB."""
     resident: int = psutil.Process(pid).memory_info().rss

@@ -13,6 +13,7 @@ from tests.benchmark.idle import Memory
 from tests.benchmark.rounds import Sample, Summary
 
 WHOLE_JOB, LOGGED, LUA, ENVOY = "whole-job", "whole-job-logged", "nginx-lua", "envoy"
+_OTHERS_SHARE_QUIET = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,11 @@ def _table(results: Results) -> list[str]:
 
 def _details(results: Results) -> list[str]:
     lines = []
+    others = max((one.others_share for one in results.summaries.values()), default=0.0)
+    if others > _OTHERS_SHARE_QUIET:
+        lines.append(
+            f"The machine was not quiet: others had up to {others:.0%} of the contender's core. Run it again."
+        )
     for name, one in results.summaries.items():
         if one.redis:
             work = one.redis

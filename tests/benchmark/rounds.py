@@ -7,6 +7,7 @@ to one core, and each round gives each a few seconds of load. Comparisons are ma
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import redis
 from tests.benchmark import load, rules
 from tests.benchmark.contender import Contender
 from tests.benchmark.load import Load
-from tests.benchmark.processes import BenchmarkFailed, cpu_seconds, wait_for
+from tests.benchmark.processes import BenchmarkFailed, core_busy_seconds, cpu_seconds, wait_for
 from tests.benchmark.rig import Rig
 
 _SETTLED_TIMEOUT_S = 10.0
@@ -42,6 +43,8 @@ class Sample:
     """The same of its other processes."""
     core_share: float
     """Part of the round in which the working processes had the core: near 1 means that this core was the limit."""
+    others_share: float
+    """Part of the round in which somebody else had the contender's core."""
     redis: RedisWork | None
     problems: tuple[str, ...]
 
@@ -76,6 +79,7 @@ def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -
     before = rules.books(client, charged)
     rules.ask(client, "CONFIG", "RESETSTAT")
     cpu = cpu_seconds([*pids, rig.redis_pid])
+    busy_s, started = core_busy_seconds(rig.proxy_core), time.monotonic()
     got = load.drive(
         contender.address,
         charged.token,
@@ -84,6 +88,7 @@ def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -
         core=rig.load_core,
         folder=rig.folder,
     )
+    busy_s, took_s = core_busy_seconds(rig.proxy_core) - busy_s, time.monotonic() - started
     problems = _unsettled(client, charged) if contender.charges else []
     same = contender.pids() == pids
     after = cpu_seconds([*pids, rig.redis_pid]) if same else cpu
@@ -104,6 +109,7 @@ def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -
         cpu_us=cpu_us,
         supervisor_us=sum(spent_us[pid] for pid in pids if pid not in working),
         core_share=cpu_us * got.rate / 1e6,
+        others_share=max(0.0, busy_s / took_s - sum(spent_us[pid] for pid in pids) * got.rate / 1e6),
         redis=work,
         problems=tuple(problems),
     )
@@ -162,6 +168,7 @@ class Summary:
     p50_us: float
     p99_us: float
     core_share: float
+    others_share: float
     redis: RedisWork | None
     problems: tuple[str, ...]
 
@@ -183,6 +190,7 @@ def summarize(samples: Sequence[Sample]) -> Summary:
         p50_us=median(lambda sample: sample.load.p50_us),
         p99_us=median(lambda sample: sample.load.p99_us),
         core_share=median(lambda sample: sample.core_share),
+        others_share=median(lambda sample: sample.others_share),
         redis=redis_work,
         problems=tuple(dict.fromkeys(problem for sample in samples for problem in sample.problems)),
     )
