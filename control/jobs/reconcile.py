@@ -85,7 +85,8 @@ async def _compare(context: Context) -> list[Difference]:
     async with context.postgres.transaction(isolation="repeatable_read", readonly=True):
         # One picture for both: an event that is in a stream and already a row is counted once.
         waiting = await _not_yet_rows(context.postgres, waiting)
-        rows = await _rows(context.postgres, min((window for _, _, window in counters), default=0))
+        oldest_ms = min((window for _, _, window in counters), default=0)
+        rows = await _rows(context.postgres, oldest_ms)
         sums = await _sums(context.postgres)
     spent = rows.copy()
     for event in waiting:
@@ -98,7 +99,7 @@ async def _compare(context: Context) -> list[Difference]:
         if counter.held != held[place]:
             found.append(Difference("held", *place, counter.held, held[place]))
     for place, sum_ in sums.items():
-        if place in rows and sum_ != rows[place]:
+        if place[2] >= oldest_ms and sum_ != rows[place]:
             found.append(Difference("sum", *place, sum_, rows[place]))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json  # orjson would refuse a number of more than 64 bits
 import secrets
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -18,7 +19,7 @@ from control.jobs.context import Context
 from control.jobs.drain import Drained
 from control.migrate import migrate
 from gateway.contract.usage_event import UsageEvent
-from tests.integration.jobs_world import World
+from tests.integration.jobs.world import World
 
 HOUR_MS = 3_600_000
 
@@ -88,7 +89,7 @@ async def test_an_event_delivered_twice_is_one_row_and_counted_once(world: World
     assert await drain.run_once(world.context) == Drained(repeated=1)
     assert len(await world.ledger()) == 1
     assert await _sums(world) == {"requests": 1, "refused": 0, "cost": 10, "bytes_in": 10, "bytes_out": 20}
-    assert await world.postgres.fetch("SELECT DISTINCT spent FROM usage_windows") == [(10,)]
+    assert await world.postgres.fetchval("SELECT array_agg(DISTINCT spent) FROM usage_windows") == [10]
 
 
 async def test_a_kill_between_commit_and_removal_changes_nothing(world: World) -> None:
@@ -365,6 +366,31 @@ async def test_making_days_does_not_wait_for_a_drain_that_is_busy_with_another_d
         made = await asyncio.wait_for(partitions.run_once(world.context, today + timedelta(days=30)), 10)
         assert len(made) == 9
     await busy.close()
+
+
+async def test_a_day_that_is_made_under_a_drain_costs_no_event(world: World, migrated_dsn: str) -> None:
+    """The drain has chosen the default partition, waits for its lock, and then the day exists."""
+    workload = await world.add_workload()
+    await publish.run_once(world.context)
+    for cost in range(10):
+        await world.request(workload, cost)
+    other, observer = await asyncpg.connect(migrated_dsn), await asyncpg.connect(migrated_dsn)
+    making = other.transaction()
+    await making.start()
+    assert await partitions._make(other, datetime.now(UTC).date())
+    draining = asyncio.create_task(drain.run_once(world.context))
+    give_up_at = time.monotonic() + 20
+    while not await observer.fetchval(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'usage_events_default'::regclass"
+    ):
+        assert time.monotonic() < give_up_at
+        assert not draining.done()
+        await asyncio.sleep(0.01)
+    await making.commit()
+    assert await draining == Drained(events=10)
+    assert (await _sums(world))["cost"] == sum(range(10))
+    await other.close()
+    await observer.close()
 
 
 async def test_ids_are_not_taken_for_sql(world: World) -> None:

@@ -134,10 +134,10 @@ class World:
 
     async def counters(self) -> dict[str, dict[bytes, bytes]]:
         """Window, spent and held of every record, by its name."""
-        counters = {}
+        counters: dict[str, dict[bytes, bytes]] = {}
         for workload in self.workloads:
             for name in self.records(workload):
-                values = await self.redis.hmget(name, ["window", "spent", "held"])
+                values = cast("list[bytes]", await self.redis.hmget(name, ["window", "spent", "held"]))
                 counters[name] = dict(zip([b"window", b"spent", b"held"], values, strict=True))
         return counters
 
