@@ -24,6 +24,7 @@ from gateway.contract.usage_event import EventError, RefusalCount, UsageEvent, d
 
 BATCH_MAX: Final = 5_000
 PAYLOAD_KEPT_MAX: Final = 8_192
+_EXACT_MAX: Final = 2**53  # Lua's numbers, and so Redis's counters, are exact below
 
 _log = structlog.get_logger(__name__)
 
@@ -71,7 +72,7 @@ async def record(context: Context, statement: str, entries: Sequence[Entry]) -> 
     done = Drained()
     for entry in entries:
         try:
-            decoded.append((entry, decode(_without_nul(entry.payload))))
+            decoded.append((entry, _read(entry.payload)))
         except EventError as error:
             done += await _reject(context, entry, str(error))
     done += await _record(context, statement, decoded)
@@ -141,9 +142,19 @@ def _is_about_the_data(error: asyncpg.PostgresError | asyncpg.InterfaceError) ->
     return isinstance(error, ValueError)  # asyncpg could not encode a value: its DataError is both
 
 
-def _without_nul(payload: bytes) -> bytes:
-    """JSON may spell the character NUL, which Postgres's text cannot hold; a request with one is still to be billed."""
-    return payload.replace(rb"\u0000", rb"\ufffd") if rb"\u0000" in payload else payload
+def _read(payload: bytes) -> UsageEvent | RefusalCount:
+    """Raises EventError also for an amount that no script could have booked: in a sum it would spoil what comes after.
+
+    JSON may spell the character NUL, which Postgres's text cannot hold; a request with one is still to be billed.
+    """
+    event = decode(payload.replace(rb"\u0000", rb"\ufffd") if rb"\u0000" in payload else payload)
+    if isinstance(event, UsageEvent):
+        possible = -_EXACT_MAX < event.cost < _EXACT_MAX and event.bytes_in + event.bytes_out < _EXACT_MAX
+    else:
+        possible = 0 <= event.count < _EXACT_MAX
+    if not possible:
+        raise EventError("not an event: an amount is out of bounds")
+    return event
 
 
 async def _measure_lag(context: Context, entries: Sequence[Entry]) -> None:

@@ -141,48 +141,62 @@ async def test_two_drains_at_once_make_one_row_of_each_event(world: World, migra
     assert (await _sums(world))["cost"] == sum(range(120))
 
 
-@pytest.mark.parametrize(
-    "poison",
-    [
-        b"", b"not json", b"[]", b"null", b'{"kind":"refused"}', b'{"request_id":"r"}', b"\xff\xfe", b'"\\ud800"',
-    ],
-)  # fmt: skip
-async def test_an_entry_that_is_no_event_is_set_aside_and_blocks_nothing(world: World, poison: bytes) -> None:
+async def test_entries_that_are_no_events_are_set_aside_and_block_nothing(world: World) -> None:
     workload = await world.add_workload()
     await publish.run_once(world.context)
-    await world.request(workload, 1)
-    entry_id = await world.append(workload, poison)
-    await world.request(workload, 2)
-    assert await drain.run_once(world.context) == Drained(events=2, rejected=1)
+    poison = [
+        b"",
+        b"not json",
+        b"[]",
+        b"null",
+        b'{"kind":"refused"}',
+        b'{"request_id":"r"}',
+        b"\xff\xfe",
+        b'"\\ud800"',
+    ]
+    kept = set()
+    for cost, payload in enumerate(poison):
+        await world.request(workload, cost)
+        kept.add((await world.append(workload, payload), payload))
+    await world.request(workload, 100)
+    assert await drain.run_once(world.context) == Drained(events=len(poison) + 1, rejected=len(poison))
     assert await world.undrained() == 0
-    (row,) = await world.postgres.fetch("SELECT shard, entry_id, payload, reason FROM rejected_events")
-    assert (row["shard"], row["entry_id"]) == (world.shard(workload), entry_id.decode())
-    assert row["payload"] == poison
-    assert row["reason"].startswith("not an event")
+    rows = await world.postgres.fetch("SELECT shard, entry_id, payload, reason FROM rejected_events")
+    assert {(row["entry_id"].encode(), row["payload"]) for row in rows} == kept
+    assert all(row["shard"] == world.shard(workload) for row in rows)
+    assert all(row["reason"].startswith("not an event") for row in rows)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"route": 5}, {"request_id": None}, {"cost": 10**30}, {"cost": 2**63 - 1}, {"admitted_at_ms": 10**18},
-        {"status": 2**40}, {"path": ["a"]}, {"session": {}},
-    ],
-)  # fmt: skip
-async def test_an_event_that_postgres_cannot_store_is_set_aside_and_its_neighbours_are_rows(
-    world: World, wrong: dict[str, object]
+async def test_events_that_postgres_cannot_store_are_set_aside_and_their_neighbours_are_rows(
+    world: World,
 ) -> None:
     workload = await world.add_workload()
     await publish.run_once(world.context)
-    for cost in range(9):
-        await world.request(workload, cost)
-        if cost == 4:
-            good = orjson.loads(world.event(workload, await world.admit(workload, 1), 1).encode())
-            await world.append(workload, json.dumps({**good, **wrong}).encode())
+    wrong: list[dict[str, object]] = [
+        {"route": 5}, {"request_id": None}, {"cost": 10**30}, {"cost": 2**63 - 1}, {"admitted_at_ms": 10**18},
+        {"status": 2**40}, {"path": ["a"]}, {"session": {}},
+    ]  # fmt: skip
+    good = orjson.loads(world.event(workload, await world.admit(workload, 1), 1).encode())
+    for cost, fields in enumerate(wrong):
+        await world.request(workload, cost + 1)
+        await world.append(workload, json.dumps({**good, "request_id": f"req_{cost}", **fields}).encode())
     done = await drain.run_once(world.context)
-    assert (done.events, done.rejected) == (9, 1)
+    assert (done.events, done.rejected) == (len(wrong), len(wrong))
     assert await world.undrained() == 0
-    assert await world.postgres.fetchval("SELECT count(*) FROM rejected_events") == 1
-    assert (await _sums(world))["cost"] == sum(range(9))
+    reasons = await world.postgres.fetch("SELECT reason FROM rejected_events")
+    assert all(row["reason"].startswith(("cannot be stored", "not an event")) for row in reasons)
+    assert (await _sums(world))["cost"] == sum(range(1, len(wrong) + 1))
+
+
+async def test_an_impossible_cost_does_not_spoil_the_sums_that_come_after_it(world: World) -> None:
+    workload = await world.add_workload()
+    await publish.run_once(world.context)
+    event = world.event(workload, await world.admit(workload, 1), 2**63 - 1)
+    await world.append(workload, event.encode())
+    await world.append(workload, world.refusals(workload, 60_000, 2**63 - 1).encode())
+    assert await drain.run_once(world.context) == Drained(rejected=2)
+    await world.request(workload, 5)
+    assert await drain.run_once(world.context) == Drained(events=1)
 
 
 async def test_an_entry_without_the_event_field_is_set_aside_with_what_it_has(world: World) -> None:
