@@ -1,4 +1,4 @@
-"""Starts `tollkeeper …` as a person would, in a session of its own, and stops it. Used by the tests of `up` and `demo`."""
+"""Starts `tollkeeper …` as a person would, in a session of its own, and stops it. Used by all tests of the whole product."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,14 @@ def environment(**added: str) -> dict[str, str]:
 class Running:
     """One started command; its output is gathered line by line while it runs."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], settings: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [*TOLLKEEPER, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment(**(settings or {})),
             cwd="/",
             start_new_session=True,
         )

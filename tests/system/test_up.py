@@ -124,6 +124,43 @@ async def test_when_up_is_killed_nothing_that_it_started_stays_and_the_next_star
 
 
 @pytest.mark.slow
+async def test_a_request_in_flight_at_ctrl_c_is_answered_whole_and_is_in_the_ledger(
+    data: Path, upstream: str
+) -> None:
+    with started("up", "--json", "--data", str(data), "--upstream", upstream, *FREE_PORTS) as first:
+        gateway = first.addresses()["gateway"]
+        headers = {"Authorization": f"Bearer {new_token(data)}"}
+        address = f"{gateway}/stream?events=8&interval=0.25"
+        async with aiohttp.ClientSession() as http, http.get(address, headers=headers) as answer:
+            beginning = await answer.content.readline()
+            first.process.send_signal(signal.SIGINT)
+            text = (beginning + await answer.read()).decode()
+        assert "event 8 of 8" in text
+        assert first.wait() == 0, first.talk
+    with started("up", "--json", "--data", str(data), "--upstream", upstream, *FREE_PORTS) as second:
+        second.addresses()
+
+        async def is_in_the_ledger() -> bool:
+            return [row["outcome"] for row in command(data, "ledger", "acme")["data"]] == ["completed"]
+
+        await wait_until(is_in_the_ledger, 15, "the request to be in the ledger")
+
+
+@pytest.mark.slow
+async def test_ctrl_c_while_it_is_starting_ends_what_has_begun(data: Path, upstream: str) -> None:
+    arguments = ("up", "--json", "--data", str(data), "--upstream", upstream, *FREE_PORTS)
+    for begun in ("valkey/lock", "gateway/server.log"):
+        with started(*arguments) as running:
+            await wait_until((data / begun).exists, 30, f"{begun} to be there")
+            everything = children(running)
+            assert running.stop() == 0, running.talk
+            assert running.lines == []
+            await wait_until_gone(everything, 5)
+    with started(*arguments) as running:
+        running.addresses()
+
+
+@pytest.mark.slow
 async def test_when_a_part_ends_up_says_which_stops_the_rest_and_fails(data: Path, upstream: str) -> None:
     with started("up", "--json", "--data", str(data), "--upstream", upstream, *FREE_PORTS) as running:
         running.addresses()
