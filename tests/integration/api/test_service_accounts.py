@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.conftest import LAYOUT, Api, Gateway
+from tests.integration.api.world import LAYOUT, Api, Gateway
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from control.database import connect_pool
 from control.settings import ControlSettings
 from gateway.contract import token
-from tests.integration.conftest import LAYOUT, PEPPER, Api, Gateway, Json
+from tests.integration.api.world import LAYOUT, PEPPER, Api, Gateway, Json
 
 
 def in_days(days: float) -> str:

@@ -1,24 +1,19 @@
-"""The REST API on a real Postgres and a real Redis, spoken to as the operator."""
+"""How the tests speak to the REST API, as the operator does, and to Redis, as a gateway would."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import asyncpg
-import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
-from pytest_aiohttp.plugin import AiohttpClient
 from redis.asyncio import Redis
 
 from control.api.services import Services
-from control.app import build_app, ensure_operator_token, open_services
-from control.settings import ControlSettings
 from gateway.contract import scripts, token
 from gateway.contract.ids import AccountId, KeyId, OrganizationTag, tag_of_key
-from gateway.contract.layout import META, Layout
+from gateway.contract.layout import Layout
 from gateway.contract.token import Pepper
 
 Json = dict[str, Any]
@@ -101,7 +96,7 @@ class Api:
 async def _read(response: ClientResponse) -> Answer:
     kind = response.headers.get("Content-Type", "")
     body = await response.json(content_type=None) if "json" in kind else await response.text()
-    return Answer(response.status, dict(response.headers), body)
+    return Answer(response.status, response.headers, body)
 
 
 class Gateway:
@@ -137,36 +132,3 @@ class Gateway:
 
     def holds(self, tag: OrganizationTag) -> str:
         return LAYOUT.holds(LAYOUT.shard_of(tag))
-
-
-@pytest.fixture
-def control_settings(migrated_dsn: str, redis_url: str) -> ControlSettings:
-    return ControlSettings.model_validate(
-        {"postgres_dsn": migrated_dsn, "redis_url": redis_url, "pepper": PEPPER.hex(), "redis_timeout_s": 0.5}
-    )
-
-
-@pytest.fixture
-async def gateway(redis_client: Redis) -> Gateway:
-    """Redis is loaded, as the publish job would leave it."""
-    await redis_client.hset(META, mapping={"schema": 1, "shards": 16, "epoch": "first"})
-    return Gateway(redis_client)
-
-
-@pytest.fixture
-async def database(migrated_dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """A look behind the API."""
-    conn = await asyncpg.connect(migrated_dsn)
-    yield conn
-    await conn.close()
-
-
-@pytest.fixture
-async def api(
-    control_settings: ControlSettings, gateway: Gateway, aiohttp_client: AiohttpClient
-) -> AsyncIterator[Api]:
-    async with open_services(control_settings) as deps:
-        async with deps.reading() as conn:
-            operator_token = await ensure_operator_token(conn)
-        assert operator_token is not None
-        yield Api(await aiohttp_client(build_app(deps)), operator_token, deps)

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from gateway.contract.ids import tag_of_organization
 from gateway.contract.layout import META
-from tests.integration.conftest import LAYOUT, Api
+from tests.integration.api.world import LAYOUT, Api
 
 
 def record(organization_id: str) -> str:
