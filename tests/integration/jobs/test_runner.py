@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
+import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from control.embedded import EmbeddedPostgres, EmbeddedRedis
 from control.jobs import publish, runner
@@ -58,6 +60,14 @@ async def _running(settings: ControlSettings) -> AsyncIterator[asyncio.Task[None
     finally:
         stopping.set()
         await asyncio.wait_for(task, BOUND_S)
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EventDict]]:
+    """What the runner logs; by a logger of its own, since a configured one may have been bound for good before."""
+    monkeypatch.setattr(runner, "_log", structlog.get_logger())
+    with capture_logs() as entries:
+        yield entries
 
 
 @dataclass
@@ -150,20 +160,23 @@ async def _is(truth: bool) -> bool:
 
 
 async def test_a_failing_job_says_so_once_and_goes_on(
-    migrated_dsn: str, redis_url: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+    migrated_dsn: str,
+    redis_url: str,
+    redis_client: Redis,
+    logs: list[EventDict],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runner, "RETRY_FIRST_S", 0.001)
     monkeypatch.setattr(runner, "RETRY_MAX_S", 0.01)
     watched = Watched(failing=[*(ValueError("no") for _ in range(5)), KeyError("other"), KeyError("other")])
     stopping, health = asyncio.Event(), Health()
     keeper = watched.keeper(_settings(migrated_dsn, redis_url), redis_client, stopping, health)
-    with capture_logs() as logs:
-        task = asyncio.create_task(keeper.keep())
-        assert health.states == {"watched": "starting"}
-        await _until(lambda: _is(watched.runs > 2))
-        assert health.is_ready
-        stopping.set()
-        await asyncio.wait_for(task, BOUND_S)
+    task = asyncio.create_task(keeper.keep())
+    assert health.states == {"watched": "starting"}
+    await _until(lambda: _is(watched.runs > 2))
+    assert health.is_ready
+    stopping.set()
+    await asyncio.wait_for(task, BOUND_S)
     told = [(entry["event"], entry.get("error")) for entry in logs]
     assert told == [("job_failing", "ValueError"), ("job_failing", "KeyError"), ("job_recovered", None)]
 
@@ -233,51 +246,51 @@ async def test_sigterm_finishes_and_exits_0(world: World, migrated_dsn: str, red
 
 
 async def test_an_outage_of_postgres_is_waited_for_and_nothing_is_lost(
-    world: World, own_postgres: EmbeddedPostgres, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    own_postgres: EmbeddedPostgres,
+    redis_url: str,
+    logs: list[EventDict],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runner, "RETRY_MAX_S", 0.5)
     await migrate(own_postgres.dsn)
     postgres = await asyncpg.connect(own_postgres.dsn)
     outside = World(Context(postgres, world.redis, Layout()))
     workload = await outside.add_workload()
-    with capture_logs() as logs:
-        async with _running(_settings(own_postgres.dsn, redis_url)):
-            await _until(lambda: world.redis.hexists(META, "epoch"))
-            await outside.request(workload, 1)
-            await own_postgres.kill()
-            for cost in range(2, 40):
-                await outside.request(workload, cost)  # no request notices
-            await own_postgres.start()
-            postgres = await asyncpg.connect(own_postgres.dsn)
+    async with _running(_settings(own_postgres.dsn, redis_url)):
+        await _until(lambda: world.redis.hexists(META, "epoch"))
+        await outside.request(workload, 1)
+        await own_postgres.kill()
+        for cost in range(2, 40):
+            await outside.request(workload, cost)  # no request notices
+        await own_postgres.start()
+        postgres = await asyncpg.connect(own_postgres.dsn)
 
-            async def everything_is_a_row() -> bool:
-                return bool(
-                    await postgres.fetchval("SELECT sum(cost) = 780 AND count(*) = 39 FROM usage_events")
-                )
+        async def everything_is_a_row() -> bool:
+            return bool(await postgres.fetchval("SELECT sum(cost) = 780 AND count(*) = 39 FROM usage_events"))
 
-            await _until(everything_is_a_row)
+        await _until(everything_is_a_row)
     failures = [entry for entry in logs if entry["event"] == "job_failing" and entry["job"] == "drain"]
     assert len(failures) <= 4, "said once a kind of failure, not once a try"
     await postgres.close()
 
 
 async def test_redis_away_at_start_is_waited_for(
-    world: World, migrated_dsn: str, own_redis: EmbeddedRedis
+    world: World, migrated_dsn: str, own_redis: EmbeddedRedis, logs: list[EventDict]
 ) -> None:
     await world.add_workload()
     url = own_redis.url
     await own_redis.stop()
-    with capture_logs() as logs:
-        async with _running(_settings(migrated_dsn, url)):
+    async with _running(_settings(migrated_dsn, url)):
 
-            async def said_so() -> bool:
-                return any(entry["event"] == "job_failing" for entry in logs)
+        async def said_so() -> bool:
+            return any(entry["event"] == "job_failing" for entry in logs)
 
-            await _until(said_so)
-            await own_redis.start()
-            redis = Redis.from_url(url)
-            await _until(lambda: redis.hexists(META, "epoch"))
-            await redis.aclose()
+        await _until(said_so)
+        await own_redis.start()
+        redis = Redis.from_url(url)
+        await _until(lambda: redis.hexists(META, "epoch"))
+        await redis.aclose()
 
 
 async def test_a_wrong_installation_is_refused_at_start(
