@@ -36,16 +36,12 @@ if key[8] and key[8] ~= '0' and now >= tonumber(key[8]) then return {'expired', 
 
 -- Puts the level's current window, spent and held into level[3..6] as numbers; level.rolled says that it is a new one.
 local function roll(name, level)
-  local window, window_end = tonumber(level[3] or 0), tonumber(level[4] or 0)
-  local spent, held = tonumber(level[5] or 0), tonumber(level[6] or 0)
-  if now >= window_end then
-    local rule = redis.call('HMGET', name, 'period', 'billing_day', 'since')
-    local start, finish = window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
-    level.rolled = true
-    if start > window then window, spent, held = start, 0, 0 end
-    window_end = finish
-  end
-  level[3], level[4], level[5], level[6] = window, window_end, spent, held
+  local window, spent, held = tonumber(level[3] or 0), tonumber(level[5] or 0), tonumber(level[6] or 0)
+  local rule = redis.call('HMGET', name, 'period', 'billing_day', 'since')
+  local start, finish = window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
+  if start > window then window, spent, held = start, 0, 0 end
+  level[3], level[4], level[5], level[6] = ('%d'):format(window), finish, spent, held
+  level.rolled = true
 end
 
 local function lacks_room(level)
@@ -55,30 +51,31 @@ local function lacks_room(level)
 end
 
 local function budget_refusal(name, level)
-  return {'budget', name, tonumber(level[2]), level[5], level[6], level[4] == NEVER_ENDS and 0 or level[4]}
+  local window_end = tonumber(level[4])
+  return {'budget', name, tonumber(level[2]), tonumber(level[5]), tonumber(level[6]),
+          window_end == NEVER_ENDS and 0 or window_end}
 end
 
-roll(KEYS[1], key)
+if now >= tonumber(key[4] or 0) then roll(KEYS[1], key) end
 if lacks_room(key) then return budget_refusal('key', key) end
-roll(KEYS[2], account)
+if now >= tonumber(account[4] or 0) then roll(KEYS[2], account) end
 if lacks_room(account) then return budget_refusal('account', account) end
-roll(KEYS[3], organization)
+if now >= tonumber(organization[4] or 0) then roll(KEYS[3], organization) end
 if lacks_room(organization) then return budget_refusal('organization', organization) end
 
--- Everything is checked: only writes from here on.
-local whole = '%.0f'
+-- Everything is checked: only writes from here on. (%d takes what a double holds exactly; %.0f would be slower.)
 local function hold_at(name, level)
   if level.rolled then
-    redis.call('HSET', name, 'window', whole:format(level[3]), 'window_end', whole:format(level[4]),
-               'spent', whole:format(level[5]), 'held', whole:format(level[6] + amount))
+    redis.call('HSET', name, 'window', level[3], 'window_end', ('%d'):format(level[4]),
+               'spent', ('%d'):format(level[5]), 'held', ('%d'):format(level[6] + amount))
   elseif amount > 0 then
-    redis.call('HSET', name, 'held', whole:format(level[6] + amount))
+    redis.call('HSET', name, 'held', ('%d'):format(level[6] + amount))
   end
 end
 hold_at(KEYS[1], key)
 hold_at(KEYS[2], account)
 hold_at(KEYS[3], organization)
 
-local hold = ('%s|%.0f|%.0f|%.0f|%.0f|%.0f'):format(ARGV[4], amount, now, key[3], account[3], organization[3])
-redis.call('ZADD', KEYS[4], now + tonumber(ARGV[3]), hold)
+local hold = ('%s|%s|%d|%s|%s|%s'):format(ARGV[4], ARGV[2], now, key[3], account[3], organization[3])
+redis.call('ZADD', KEYS[4], now + ARGV[3], hold)
 return hold

@@ -27,7 +27,7 @@ local cost = tonumber(ARGV[2])
 local function settle_at(name, window)
   local level = redis.call('HMGET', name, 'window', 'spent', 'held')
   if level[1] ~= window then return end
-  redis.call('HSET', name, 'spent', ('%.0f'):format(level[2] + cost), 'held', ('%.0f'):format(level[3] - amount))
+  redis.call('HSET', name, 'spent', ('%d'):format(level[2] + cost), 'held', ('%d'):format(level[3] - amount))
 end
 if amount > 0 or cost > 0 then
   settle_at(KEYS[1], key_window)
