@@ -118,7 +118,7 @@ class Gateway:
         proof = token.digest(PEPPER, secret.encode()) if digest is None else digest
         return await self.redis.eval(scripts.ADMIT.text, 4, *names, proof, amount, 60_000, head)
 
-    async def settle(self, hold: bytes, cost: int) -> None:
+    async def settle(self, hold: bytes, cost: int, event: bytes = b"{}") -> None:
         _, key, account, tag, *_ = hold.decode().split("|")
         organization = OrganizationTag(tag)
         names = [
@@ -128,7 +128,7 @@ class Gateway:
             self.holds(organization),
             LAYOUT.events(LAYOUT.shard_of(organization)),
         ]
-        assert await self.redis.eval(scripts.SETTLE.text, 5, *names, hold, cost, "{}", "") == 1
+        assert await self.redis.eval(scripts.SETTLE.text, 5, *names, hold, cost, event, "") == 1
 
     def holds(self, tag: OrganizationTag) -> str:
         return LAYOUT.holds(LAYOUT.shard_of(tag))
