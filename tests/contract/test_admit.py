@@ -298,3 +298,10 @@ def test_a_status_and_an_expiry_are_answered_before_a_budget(clocked: Desk) -> N
         replace(key_rules(BUILDER, version=3, expires_at_ms=NOW_MS, status="revoked"), budget=limited(0))
     )
     assert_refused_without_a_trace(clocked, ["status", "key", "revoked"])
+
+
+def test_a_single_microcredit_is_held_in_a_window_that_is_already_open(clocked: Desk) -> None:
+    clocked.publish_all(BUILDER)
+    clocked.admitted(BUILDER, 0)
+    clocked.admitted(BUILDER, 1, request="r2")
+    assert [clocked.counters(BUILDER, level) for level in LEVELS] == [(0, 1)] * 3

@@ -134,3 +134,10 @@ def test_a_full_redis_admits_nothing_and_still_settles_what_is_in_flight(clocked
     assert after_refusals == before
     assert [clocked.counters(BUILDER, level) for level in LEVELS] == [(30, 10)] * 3
     assert clocked.events(BUILDER) == [EVENT]
+
+
+def test_a_free_hold_that_came_to_cost_something_is_booked(clocked: Desk) -> None:
+    clocked.publish_all(BUILDER)
+    hold = clocked.admitted(BUILDER, 0)
+    clocked.settle(BUILDER, hold, 1)
+    assert [clocked.counters(BUILDER, level) for level in LEVELS] == [(1, 0)] * 3
