@@ -98,7 +98,8 @@ class Stack:
         for child in self._children.values():
             if child.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
+                    # Its guard leads the group, and the gateway's workers are in it.
+                    os.killpg(os.getpgid(child.pid), signal.SIGKILL)
 
     async def _start_servers(self) -> tuple[str, str]:
         """Start the embedded servers that the plan does not bring itself: (redis URL, postgres DSN)."""
@@ -140,14 +141,13 @@ class Stack:
     async def _start_children(self, addresses: Addresses) -> None:
         jobs_port = free_port()
         env = self._environment(addresses, jobs_port)
-        arguments = ["--upstream", self.plan.upstream] if self.plan.upstream else []
         command_line = [*_PYTHON, "-m", "control.cli"]
         await self._launch("control", [*command_line, "control"], env)
         await self._launch("jobs", [*command_line, "jobs"], env)
         # The gateway needs Redis only, and is not told of anything else.
         hidden = ("TOLLKEEPER_POSTGRES_DSN", "TOLLKEEPER_OPERATOR_TOKEN")
         gateway_env = {name: value for name, value in env.items() if name not in hidden}
-        await self._launch("gateway", [*_PYTHON, "-m", "gateway", *arguments], gateway_env)
+        await self._launch("gateway", [*_PYTHON, "-m", "gateway"], gateway_env)
         urls = {
             "control": addresses.control,
             "jobs": f"http://{HOST}:{jobs_port}",
@@ -178,8 +178,11 @@ class Stack:
         if self.plan.workers is not None:
             env["TOLLKEEPER_WORKERS"] = str(self.plan.workers)
         env.pop("TOLLKEEPER_CONFIG", None)
+        env.pop("TOLLKEEPER_UPSTREAM", None)
         if self.plan.config is not None:
             env["TOLLKEEPER_CONFIG"] = str(self.plan.config.absolute())
+        if self.plan.upstream is not None:
+            env["TOLLKEEPER_UPSTREAM"] = self.plan.upstream
         return env
 
     async def _launch(self, name: str, command: Sequence[str], env: dict[str, str]) -> None:

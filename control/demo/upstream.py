@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
 ANSWER_BYTES_MAX = 1024 * 1024 * 1024
@@ -147,12 +148,21 @@ async def some_status(request: web.Request) -> web.Response:
     return web.Response(status=code, text=f"{code}\n" if code not in (204, 304) else None)
 
 
+@web.middleware
+async def client_may_go(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A client that goes away in the middle of an answer is nothing to complain of."""
+    try:
+        return await handler(request)
+    except ConnectionResetError:
+        return web.Response(status=499)
+
+
 async def healthz(_request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
 def build_upstream() -> web.Application:
-    application = web.Application(client_max_size=BODY_BYTES_MAX)
+    application = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[client_may_go])
     application.router.add_route("*", "/anything{rest:.*}", echo)
     application.router.add_post("/v1/chat/completions", chat_completions)
     application.router.add_get("/stream", stream)

@@ -1,5 +1,6 @@
 """`tollkeeper up`: the whole product with one command, stopped by Ctrl-C, found again by the next start."""
 
+import asyncio
 import json
 import os
 import signal
@@ -144,6 +145,22 @@ async def test_a_request_in_flight_at_ctrl_c_is_answered_whole_and_is_in_the_led
             return [row["outcome"] for row in command(data, "ledger", "acme")["data"]] == ["completed"]
 
         await wait_until(is_in_the_ledger, 15, "the request to be in the ledger")
+
+
+@pytest.mark.slow
+async def test_a_second_ctrl_c_does_not_wait_for_requests_in_flight(data: Path, upstream: str) -> None:
+    with started("up", "--json", "--data", str(data), "--upstream", upstream, *FREE_PORTS) as running:
+        gateway = running.addresses()["gateway"]
+        headers = {"Authorization": f"Bearer {new_token(data)}"}
+        everything = children(running)
+        address = f"{gateway}/stream?events=100&interval=1"
+        async with aiohttp.ClientSession() as http, http.get(address, headers=headers) as answer:
+            await answer.content.readline()
+            running.process.send_signal(signal.SIGINT)
+            await wait_until(lambda: "Stopping" in "".join(running.talk), 5, "the first to be noticed")
+            running.process.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(running.wait, 8) == 0, running.talk
+            await wait_until_gone(everything, 1)
 
 
 @pytest.mark.slow
