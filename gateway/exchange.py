@@ -1,31 +1,27 @@
 """One request from its head to its settlement. Acts: it joins a client's connection, the ledger and an upstream's.
 
-    begin -> recognise the token -> admit -> borrow a connection -> forward both ways -> finish: settle once, tell once
+    admitted -> borrow a connection -> forward both ways -> finish: settle once, tell once
 
-Everything here is a callback; nothing waits, and only the cold path (a token seen for the first time) makes a task. Whatever
-happens, `_finish` runs once for an admitted request: it is the only place that settles. A request that is not admitted ends
-in `_refuse`, and leaves no hold.
+Everything here is a callback; nothing waits. Whatever happens, `_finish` runs once for an admitted request: it is the only
+place that settles. A request that is not admitted ends in `Admission._refuse`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 import hiredis
-import orjson
 
+from gateway.admission import Admission
 from gateway.contract.money import Microcredits
-from gateway.contract.token import TOKEN_LENGTH, Digest, key_id_of
-from gateway.contract.usage_event import PATH_LENGTH_MAX, Outcome
-from gateway.credentials import token_in
-from gateway.directory import INVALID, NOT_READY, OVERLOADED
+from gateway.contract.usage_event import Outcome
+from gateway.directory import OVERLOADED
 from gateway.http1.chunked import LAST_CHUNK, encode_chunk
 from gateway.http1.head import CHUNKED, RequestHead, ResponseHead
 from gateway.http1.upstream import ConnectionFailed, UpstreamConnection
-from gateway.ledger import Caller
-from gateway.redis_pipe import PipeLost, Reply
-from gateway.refusals import Reason, Refusal, read_admission
+from gateway.recording import access_line, usage_event
+from gateway.redis_pipe import Reply
+from gateway.refusals import Reason, Refusal
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -35,10 +31,8 @@ if TYPE_CHECKING:
 EARLY_BYTES_MAX: Final = 65_536
 """Body bytes kept while the request waits to be admitted or connected; beyond, the client is not read."""
 
-ATTRIBUTION_LENGTH_MAX: Final = 128
 _REPLAYABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _WITHOUT_BODY: Final = frozenset((204, 304))
-_MISSING: Final = Refusal(Reason.MISSING_TOKEN)
 _CONNECTION_REFUSALS: Final = {
     "unreachable": Refusal(Reason.UPSTREAM_UNREACHABLE),
     "timeout": Refusal(
@@ -48,30 +42,19 @@ _CONNECTION_REFUSALS: Final = {
 }
 
 
-class Exchange:
+class Exchange(Admission):
     """See the module's docstring. Made by a client's connection for each request it has read the head of."""
 
     __slots__ = (
-        "_answer_chunked", "_body_done", "_bytes_in", "_bytes_out", "_caller", "_cold", "_connection", "_digest", "_early",
-        "_early_size", "_extend_due", "_extending", "_headed_at", "_hold", "_is_over", "_lane", "_looked_again", "_proxy",
-        "_replayed", "_request_id", "_sent_at", "_started", "_status", "_target", "_touched", "_unsent", "client", "head",
+        "_answer_chunked", "_body_done", "_bytes_in", "_bytes_out", "_connection", "_early", "_early_size", "_extend_due",
+        "_extending", "_headed_at", "_replayed", "_sent_at", "_status", "_touched", "_unsent",
     )  # fmt: skip
 
     def __init__(
         self, proxy: Proxy, client: ClientConnection, head: RequestHead, target: Target, lane: Lane
     ) -> None:
-        self._proxy = proxy
-        self.client = client
-        self.head = head
-        self._target = target
-        self._lane = lane
-        self._request_id = proxy.next_request_id()
-        self._started = self._touched = proxy.loop.time()
-        self._caller: Caller | None = None
-        self._digest = Digest(b"")
-        self._cold: asyncio.Task[None] | None = None
-        self._looked_again = False
-        self._hold: bytes | None = None
+        super().__init__(proxy, client, head, target, lane)
+        self._touched = self._started
         self._extend_due = 0.0
         self._extending = False
         self._connection: UpstreamConnection | None = None
@@ -86,143 +69,21 @@ class Exchange:
         self._status = 0
         self._bytes_in = 0
         self._bytes_out = 0
-        self._is_over = False
 
-    @property
-    def request_id(self) -> bytes:
-        return self._request_id
-
-    @property
-    def is_over(self) -> bool:
-        """True once settled or refused: nothing that still arrives for it matters."""
-        return self._is_over
-
-    # -- who is calling
-
-    def begin(self) -> None:
-        """Recognise the token and ask for admission."""
-        head = self.head
-        token = token_in(head.scheme, head.token)
-        head.token = None
-        if token is None:
-            self._refuse(_MISSING)
+    def _on_admitted(self) -> None:
+        proxy = self._proxy
+        proxy.in_flight += 1
+        now = proxy.loop.time()
+        proxy.metrics.admission.observe(now - self._started)
+        self._touched = now
+        self._extend_due = now + proxy.hold_ttl_s / 2
+        if self._is_over:  # the client went while Redis was asked
+            self._is_over = False
+            self._finish("client_gone", charged=False)
             return
-        if len(token) != TOKEN_LENGTH:
-            self._refuse(INVALID)
-            return
-        directory = self._proxy.directory
-        self._digest = directory.digest(token)
-        caller = directory.known(self._digest)
-        if caller is not None:
-            self._caller = caller
-            self._admit()
-        elif key_id_of(token) is None:
-            self._refuse(INVALID)
-        elif not self._proxy.ledger.is_ready:
-            self._refuse(NOT_READY)
-        else:
-            self._cold = self._proxy.loop.create_task(self._recognise(token), name="recognise")
-
-    async def _recognise(self, token: bytes) -> None:
-        found = await self._proxy.directory.recognise(token, self._digest)
-        if self._is_over:
-            return
-        if isinstance(found, Refusal):
-            self._refuse(found)
-        else:
-            self._caller = found
-            self._admit()
-
-    # -- whether it may
-
-    def _admit(self) -> None:
-        ledger = self._proxy.ledger
-        caller = self._caller
-        assert caller is not None
-        if not ledger.is_ready:
-            self._refuse(NOT_READY)
-        elif ledger.pipe.is_full:
-            self._refuse(OVERLOADED)
-        elif not ledger.admit(
-            caller, self._lane.admit_arguments, self._request_id, self._lane.name, self._on_admission
-        ):
-            self._refuse(NOT_READY)
-
-    def _on_admission(self, reply: Reply) -> None:
-        if type(reply) is bytes:
-            proxy = self._proxy
-            self._hold = reply
-            proxy.in_flight += 1
-            now = proxy.loop.time()
-            proxy.metrics.admission.observe(now - self._started)
-            self._touched = now
-            self._extend_due = now + proxy.settings.hold_ttl_s / 2
-            if self._is_over:
-                self._is_over = False
-                self._finish("client_gone", charged=False)
-                return
-            connection = self._lane.pool.borrow(self)
-            if connection is not None:
-                self.on_connection(connection)
-            return
-        if not self._is_over:
-            self._on_not_admitted(reply)
-
-    def _on_not_admitted(self, reply: Reply) -> None:
-        caller = self._caller
-        assert caller is not None
-        if isinstance(reply, list):
-            identity = caller.identity
-            entities = {
-                "key": identity.key_id, "account": identity.account_name, "organization": identity.organization_name,
-            }  # fmt: skip
-            route = self._lane.route
-            refusal = read_admission(reply, entities, route.hold, route.quota_status)
-            if refusal is not None:
-                self._refuse(refusal)
-            elif reply[0] == b"digest":
-                self._look_again()
-            else:
-                self._proxy.ledger.confirm_loaded(self._on_missing_record)
-            return
-        if isinstance(reply, hiredis.ReplyError):
-            if (
-                self._proxy.ledger.note_error(reply)
-                and str(reply).startswith("NOSCRIPT")
-                and not self._looked_again
-            ):
-                self._looked_again = True
-                self._admit()
-                return
-        elif not isinstance(reply, PipeLost):
-            self._proxy.metrics.events["unexpected_reply"] += 1
-        self._refuse(NOT_READY)
-
-    def _look_again(self) -> None:
-        """The record has another digest, or none since Redis was rebuilt: the cold path decides, once."""
-        caller, self._caller = self._caller, None
-        self._proxy.directory.forget(self._digest)
-        if self._looked_again or caller is None:
-            self._refuse(INVALID)
-            return
-        self._looked_again = True
-        self._cold = self._proxy.loop.create_task(self._verify_again(caller), name="verify again")
-
-    async def _verify_again(self, caller: Caller) -> None:
-        found = await self._proxy.directory.readopt(caller, self._digest)
-        if self._is_over:
-            return
-        if isinstance(found, Refusal):
-            self._refuse(found)
-        else:
-            self._caller = found
-            self._admit()
-
-    def _on_missing_record(self, is_loaded: bool) -> None:
-        if self._is_over:
-            return
-        self._proxy.directory.forget(self._digest)
-        self._refuse(INVALID if is_loaded else NOT_READY)
+        connection = self._lane.pool.borrow(self)
+        if connection is not None:
+            self.on_connection(connection)
 
     # -- forwarding
 
@@ -262,7 +123,7 @@ class Exchange:
         return b"".join(
             (
                 head.method, b" ", lane.route.upstream_target(self._target), b" HTTP/1.1\r\nHost: ", lane.authority,
-                b"\r\n", *head.fields, framing, caller.principal_fields, b"X-Request-Id: ", self._request_id, b"\r\n\r\n",
+                b"\r\n", *head.fields, framing, caller.principal_fields, b"X-Request-Id: ", self.request_id, b"\r\n\r\n",
             )
         )  # fmt: skip
 
@@ -323,7 +184,7 @@ class Exchange:
             b"".join(
                 (
                     b"HTTP/1.1 %d " % head.status, head.reason, b"\r\n", head.fields, framing,
-                    client.connection_field(), b"X-Request-Id: ", self._request_id, b"\r\n\r\n", first,
+                    client.connection_field(), b"X-Request-Id: ", self.request_id, b"\r\n\r\n", first,
                 )
             )
         )  # fmt: skip
@@ -450,7 +311,7 @@ class Exchange:
         self._extending = self._proxy.ledger.extend(
             caller, hold, 0, self._proxy.hold_ttl_ms, self._on_extension
         )
-        self._extend_due = now + self._proxy.settings.hold_ttl_s / 4
+        self._extend_due = now + self._proxy.hold_ttl_s / 4
 
     def _on_extension(self, reply: Reply) -> None:
         self._extending = False
@@ -479,18 +340,7 @@ class Exchange:
         self._status = refusal.public_status
         self._proxy.metrics.refusals[(self._lane.route.name, refusal.reason.value)] += 1
         self._finish(outcome, charged=outcome != "upstream_failed" and self._sent_at > 0)
-        self.client.answer_refusal(
-            refusal, self._lane.route.errors, self._request_id, body_done=self._body_done
-        )
-
-    def _refuse(self, refusal: Refusal) -> None:
-        """End a request that was not admitted."""
-        self._is_over = True
-        proxy, route = self._proxy, self._lane.route
-        proxy.count_refusal(self._caller, route.name, refusal.reason)
-        if proxy.access_log.wants_line():
-            proxy.access_log.write(self._refusal_line(refusal))
-        self.client.answer_refusal(refusal, route.errors, self._request_id, body_done=self._body_done)
+        self.client.answer_refusal(refusal, self._lane.route.errors, self.request_id)
 
     def _finish(self, outcome: Outcome, *, charged: bool = True) -> None:
         """Settle, count, log: once."""
@@ -509,8 +359,14 @@ class Exchange:
         whole_s = proxy.loop.time() - self._started
         elapsed_ms = round(whole_s * 1000)
         cost = route.price.cost(self._bytes_in, self._bytes_out, elapsed_ms) if charged else Microcredits(0)
-        event = self._event(outcome, hold, cost, elapsed_ms)
-        proxy.ledger.settle(caller, hold, cost, event)
+        event = usage_event(
+            self.request_id, hold, caller.event_fields, self._lane.name, self.head, self._target.path, outcome,
+            (
+                self._status, self._bytes_in, self._bytes_out,
+                round((self._headed_at - self._sent_at) * 1000) if self._headed_at else 0, elapsed_ms, cost,
+            ),
+        )  # fmt: skip
+        proxy.ledger.settle(caller, hold, cost, event, frees=cost != route.hold)
         metrics = proxy.metrics
         metrics.requests[(route.name, outcome, self._status // 100)] += 1
         metrics.whole.observe(whole_s)
@@ -520,65 +376,4 @@ class Exchange:
         if cost > route.hold:
             metrics.overshoot += cost - route.hold
         if proxy.access_log.wants_line():
-            proxy.access_log.write(b'{"log":"access","client":"%b",' % self.client.address + event[1:])
-
-    def _event(self, outcome: Outcome, hold: bytes, cost: int, elapsed_ms: int) -> bytes:
-        """The usage event (contract.usage_event.UsageEvent), formatted straight from what is at hand."""
-        caller, head = self._caller, self.head
-        assert caller is not None
-        identity = caller.identity
-        _, amount, admitted_text, key_window, account_window, organization_window = hold.rsplit(b"|", 5)
-        admitted_at_ms = int(admitted_text)
-        upstream_ms = round((self._headed_at - self._sent_at) * 1000) if self._headed_at else 0
-        return orjson.dumps(
-            {
-                "request_id": self._request_id.decode(),
-                "admitted_at_ms": admitted_at_ms,
-                "ended_at_ms": admitted_at_ms + elapsed_ms,
-                "organization": identity.organization_tag,
-                "account": identity.account_id,
-                "account_name": identity.account_name,
-                "account_kind": identity.account_kind,
-                "key": identity.key_id,
-                "route": self._lane.route.name,
-                "method": head.method[:32].decode("ascii"),
-                "path": self._target.path[:PATH_LENGTH_MAX].decode("ascii"),
-                "status": self._status,
-                "outcome": outcome,
-                "bytes_in": self._bytes_in,
-                "bytes_out": self._bytes_out,
-                "upstream_ms": upstream_ms,
-                "total_ms": elapsed_ms,
-                "held": int(amount),
-                "cost": cost,
-                "windows": (int(key_window), int(account_window), int(organization_window)),
-                "session": _attribution(head.session),
-                "computer": _attribution(head.computer),
-                "trace": _attribution(head.trace),
-            }
-        )
-
-    def _refusal_line(self, refusal: Refusal) -> bytes:
-        caller = self._caller
-        return orjson.dumps(
-            {
-                "log": "access",
-                "client": self.client.address.decode(),
-                "request_id": self._request_id.decode(),
-                "key": caller.identity.key_id if caller else None,
-                "route": self._lane.route.name,
-                "method": self.head.method[:32].decode("ascii"),
-                "path": self._target.path[:PATH_LENGTH_MAX].decode("ascii"),
-                "status": refusal.public_status,
-                "outcome": "refused",
-                "reason": refusal.reason.value,
-                "code": refusal.public_code,
-            }
-        )
-
-
-def _attribution(value: bytes | None) -> str | None:
-    """A header of the workload's, for the ledger: printable ASCII, bounded, or nothing."""
-    if value is None or len(value) > ATTRIBUTION_LENGTH_MAX or not value.isascii():
-        return None
-    return value.decode("ascii") or None
+            proxy.access_log.write(access_line(self.client.address, event))

@@ -19,6 +19,7 @@ from gateway.contract import layout, scripts
 from gateway.contract.layout import Layout
 from gateway.contract.records import Identity
 from gateway.contract.token import Digest
+from gateway.recording import caller_fields
 from gateway.redis_pipe import OnReply, PipeLost, RedisAddress, RedisPipe, Reply, bulk, encode_command
 
 SETTLEMENTS_KEPT_MAX: Final = 100_000
@@ -55,6 +56,8 @@ class Caller:
     extend_prefix: bytes
     hold_middle: bytes
     """`|key|account|organization|`, between request id and route in a hold."""
+    event_fields: bytes
+    """Who, in a usage event."""
 
     @classmethod
     def prepare(cls, identity: Identity, digest: Digest, names: Layout) -> Caller:
@@ -78,6 +81,7 @@ class Caller:
             settle_prefix=_evalsha(scripts.SETTLE, 5, arguments=4) + keys + bulk(names.events(shard)),
             extend_prefix=_evalsha(scripts.EXTEND, 4, arguments=3) + keys,
             hold_middle=middle,
+            event_fields=caller_fields(identity),
         )
 
 
@@ -157,8 +161,12 @@ class Ledger:
             on_reply,
         )
 
-    def settle(self, caller: Caller, hold: bytes, cost: int, event: bytes) -> None:
-        """Settle a hold, whatever it takes: at once, or as soon as Redis is back."""
+    def settle(self, caller: Caller, hold: bytes, cost: int, event: bytes, *, frees: bool) -> None:
+        """Settle a hold, whatever it takes: at once, or as soon as Redis is back.
+
+        `frees` says that credits return to the limits, which somebody may be waiting for. A settlement that frees none (its
+        cost is what was held) waits up to a millisecond for company, or for the next admit, which it precedes.
+        """
         command = (
             caller.settle_prefix,
             b"$%d\r\n%b\r\n$%d\r\n%d\r\n$%d\r\n" % (len(hold), hold, len(b"%d" % cost), cost, len(event)),
@@ -166,7 +174,7 @@ class Ledger:
             b"\r\n$0\r\n\r\n",
         )
         settlement = _Settlement(self, command)
-        if not self._pipe.send(command, settlement):
+        if not self._pipe.send(command, settlement, may_wait=not frees):
             self.keep(settlement, None)
 
     def extend(self, caller: Caller, hold: bytes, added: int, hold_ttl_ms: int, on_reply: OnReply) -> bool:

@@ -85,7 +85,9 @@ _TOTAL_HELP: Final = {
     "cost": ("tollkeeper_cost_microcredits", "Cost of settled requests."),
     "overshoot": ("tollkeeper_overshoot_microcredits", "Cost above what was held."),
 }
-EVENT_HELP: Final = "Things that are counted instead of logged: bad heads, dead peers, lost Redis connections, late settlements."
+EVENT_HELP: Final = (
+    "What is counted instead of logged: bad heads, dead peers, lost Redis connections, late settlements."
+)
 _GAUGE_HELP: Final = {
     "in_flight": "Requests admitted and not yet settled.",
     "client_connections": "Open connections of workloads.",

@@ -18,7 +18,7 @@ import structlog
 from gateway.contract.layout import Layout
 from gateway.contract.usage_event import RefusalCount
 from gateway.directory import Directory
-from gateway.http1.upstream import UpstreamPool
+from gateway.http1.pool import UpstreamPool
 from gateway.ledger import Caller, Ledger, admit_arguments
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics, Snapshot
@@ -68,6 +68,7 @@ class Proxy:
         self._worker_id = secrets.token_hex(7)
         self._worker_id_bytes = self._worker_id.encode()
         self._requests_made = 0
+        self.hold_ttl_s = settings.hold_ttl_s
         self.hold_ttl_ms = int(settings.hold_ttl_s * 1000)
         self.ledger = Ledger(
             RedisAddress.parse(settings.redis_url), names, timeout_s=settings.redis_timeout_s,

@@ -27,6 +27,7 @@ OnReply = Callable[[Reply], None]
 
 RECONNECT_DELAY_MAX_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 2.0
+_COMPANY_WAIT_S: Final = 0.001
 
 log = structlog.get_logger("gateway.redis")
 
@@ -97,6 +98,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._outbox: list[bytes] = []
         self._flushing = False
+        self._late_flush: asyncio.TimerHandle | None = None
         self.waiting: deque[OnReply] = deque()
         self.sent = 0
         self.replied = 0
@@ -104,13 +106,23 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's do not derive from asyncio's
 
-    def send(self, pieces: Iterable[bytes], on_reply: OnReply) -> None:
+    def send(self, pieces: Iterable[bytes], on_reply: OnReply, may_wait: bool) -> None:
         self._outbox.extend(pieces)
         self.waiting.append(on_reply)
         self.sent += 1
-        if not self._flushing:
+        if self._flushing:
+            return
+        if may_wait:
+            if self._late_flush is None:
+                self._late_flush = self._loop.call_later(_COMPANY_WAIT_S, self._flush_late)
+        else:
             self._flushing = True
             self._loop.call_soon(self._flush)
+
+    def _flush_late(self) -> None:
+        self._late_flush = None
+        if not self._flushing:
+            self._flush()
 
     def _flush(self) -> None:
         self._flushing = False
@@ -202,12 +214,15 @@ class RedisPipe:
     def is_full(self) -> bool:
         return self._connection is not None and len(self._connection.waiting) >= self._depth_max
 
-    def send(self, pieces: Iterable[bytes], on_reply: OnReply) -> bool:
-        """Queue one command (RESP, in any number of pieces) for this tick's write; False if there is no connection."""
+    def send(self, pieces: Iterable[bytes], on_reply: OnReply, *, may_wait: bool = False) -> bool:
+        """Queue one command (RESP, in any number of pieces) for this tick's write; False if there is no connection.
+
+        A command that `may_wait` leaves with the next one that may not, or after a millisecond.
+        """
         connection = self._connection
         if connection is None:
             return False
-        connection.send(pieces, on_reply)
+        connection.send(pieces, on_reply, may_wait)
         return True
 
     async def call(self, *parts: bytes | str | int) -> Reply:
@@ -311,7 +326,7 @@ class RedisPipe:
         commands.append(("CLIENT", "SETNAME", self._client_name))
         for command in commands:
             future: asyncio.Future[Reply] = self._loop.create_future()
-            connection.send((encode_command(*command),), future.set_result)
+            connection.send((encode_command(*command),), future.set_result, False)
             reply = await future
             if isinstance(reply, hiredis.ReplyError):
                 raise NodeRefused(f"{command[0]}: {reply}")

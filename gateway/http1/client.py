@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
-import structlog
-
 from gateway.exchange import Exchange
 from gateway.http1.chunked import ChunkedReader, ChunkError
 from gateway.http1.head import CHUNKED, HeadError, RequestHead, find_head_end, parse_request, reject_early
+from gateway.http1.own_answer import refusal_answer
 from gateway.http1.target import normalise
-from gateway.refusals import Reason, Refusal, headers, render
+from gateway.refusals import Reason, Refusal
 from gateway.routing import Dialect
 
 if TYPE_CHECKING:
@@ -30,16 +29,6 @@ LINGER_S: Final = 2.0
 HALF_CLOSED_GRACE_S: Final = 1.0
 OWN_PREFIX: Final = b"/-/"
 """The gateway's own paths: never forwarded."""
-
-_REASON_PHRASES: Final[dict[int, bytes]] = {
-    400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found",
-    408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long", 417: b"Expectation Failed",
-    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
-    505: b"HTTP Version Not Supported",
-}  # fmt: skip
-
-log = structlog.get_logger("gateway.client")
 
 
 class ClientConnection(asyncio.Protocol):
@@ -173,12 +162,10 @@ class ClientConnection(asyncio.Protocol):
         if self._kept:
             self._proxy.loop.call_soon(self._read_kept)
 
-    def answer_refusal(
-        self, refusal: Refusal, dialect: Dialect, request_id: bytes, *, body_done: bool
-    ) -> None:
+    def answer_refusal(self, refusal: Refusal, dialect: Dialect, request_id: bytes) -> None:
         """Write a refusal in place of an answer, and end the exchange."""
         exchange = self._exchange
-        if not body_done and exchange is not None:
+        if self._reads_body and exchange is not None:
             head = exchange.head
             is_small = 0 <= head.length <= DISCARD_BYTES_MAX
             if head.expects_continue or not is_small or refusal.reason is Reason.BAD_REQUEST:
@@ -376,20 +363,9 @@ class ClientConnection(asyncio.Protocol):
     def _write_refusal(
         self, refusal: Refusal, dialect: Dialect, request_id: bytes, head: RequestHead | None = None
     ) -> None:
-        content_type, body = render(refusal, dialect, request_id.decode())
-        status = refusal.public_status
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASON_PHRASES.get(status, b"Error"))]
-        lines += [b"%b: %b\r\n" % field for field in headers(refusal)]
-        lines.append(
-            b"Content-Type: %b\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
-            % (content_type, len(body))
-        )
-        lines.append(self.connection_field())
-        lines.append(b"X-Request-Id: %b\r\n\r\n" % request_id)
         asked = head or (self._exchange.head if self._exchange is not None else None)
-        if asked is None or asked.method != b"HEAD":
-            lines.append(body)
-        self.write(b"".join(lines))
+        has_body = asked is None or asked.method != b"HEAD"
+        self.write(refusal_answer(refusal, dialect, request_id, self.connection_field(), has_body=has_body))
 
     def _answer_and_close(self, refusal: Refusal) -> None:
         """Answer what cannot be read any further, and close once the client has had a chance to read that."""

@@ -50,7 +50,7 @@ class HeadError(Exception):
 class Kind(IntEnum):
     """What becomes of a header field. Everything not named here is passed on as it came."""
 
-    PASS = 0
+    PASS = 0  # falsy: most fields are
     HOST = 1
     AUTHORIZATION = 2
     API_KEY = 3
@@ -156,6 +156,8 @@ class RequestHead:
     session: bytes | None = None
     computer: bytes | None = None
     trace: bytes | None = None
+    is_attributed: bool = False
+    """True if any of session, computer and trace is there."""
 
 
 @dataclass(slots=True)
@@ -198,13 +200,13 @@ def parse_request(head: bytes, *, field_count_max: int, target_length_max: int) 
 
     parsed = RequestHead(method, target, minor, b"", [], 0, False, minor == 1, False, None, None)
     passed = parsed.fields
-    kind_of = _request_kind
+    kind_of, drop = _request_kind, Kind.DROP
     special: list[tuple[Kind, bytes, bytes]] = []
     for line, name, value in fields:
         kind = kind_of[name]
-        if kind is Kind.PASS:
+        if not kind:
             passed.append(line)
-        elif kind is not Kind.DROP:
+        elif kind is not drop:
             special.append((kind, line, value))
     _read_special(parsed, special)
     return parsed
@@ -257,6 +259,7 @@ def _read_special(head: RequestHead, special: list[tuple[Kind, bytes, bytes]]) -
 
 
 def _read_attribution(head: RequestHead, kind: Kind, value: bytes) -> None:
+    head.is_attributed = True
     if kind is Kind.SESSION:
         head.session = value
     elif kind is Kind.COMPUTER:
@@ -304,7 +307,7 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
     kind_of = _response_kind
     for line, name, value in fields:
         kind = kind_of[name]
-        if kind is Kind.PASS:
+        if not kind:
             passed.append(line)
         elif kind is Kind.CONTENT_LENGTH:
             text = value.rstrip(b" \t")
@@ -316,7 +319,10 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
                 raise HeadError(502, "The upstream's framing is repeated, contradictory or malformed.")
             length = CHUNKED
         elif kind is Kind.CONNECTION:
-            nominated += _connection_options(value.rstrip(b" \t"))
+            if value == b"keep-alive":
+                keep_alive = True
+            else:
+                nominated += _connection_options(value.rstrip(b" \t"))
     if nominated:
         if b"close" in nominated:
             keep_alive = False

@@ -1,16 +1,13 @@
-"""Connections to one upstream, and the pool that lends them. Acts; knows nothing of keys, credits or clients.
+"""A connection to an upstream. Acts; knows nothing of keys, credits or clients.
 
-A connection reads one answer at a time and gives it to an `Answering`, which is told exactly one end: `on_answer_end` or
-`on_upstream_lost`. The pool lends a connection to one borrower at a time, opens new ones up to a bound, lets borrowers wait
-up to another, and never lends one that has bytes nobody asked for.
+It reads one answer at a time and gives it to an `Answering`, which is told exactly one end: `on_answer_end` or
+`on_upstream_lost`. `http1.pool` opens and lends connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from gateway.http1.chunked import ChunkedReader, ChunkError
 from gateway.http1.head import (
@@ -21,7 +18,9 @@ from gateway.http1.head import (
     find_head_end,
     parse_response,
 )
-from gateway.routing import Timeouts, Upstream
+
+if TYPE_CHECKING:
+    from gateway.http1.pool import UpstreamPool
 
 HEAD_BYTES_MAX: Final = 65_536
 FIELD_COUNT_MAX: Final = 200
@@ -280,125 +279,3 @@ class UpstreamConnection(asyncio.Protocol):
         self.abort()
         if answering is not None:
             answering.on_upstream_lost()
-
-
-class UpstreamPool:
-    """Connections to one upstream.
-
-    At most `connections_max` are open; up to `waiting_max` borrowers wait for one; one that is unused for `idle_s` is closed.
-    """
-
-    def __init__(
-        self, upstream: Upstream, timeouts: Timeouts, *, connections_max: int, waiting_max: int, idle_s: float
-    ) -> None:
-        self._upstream = upstream
-        self._timeouts = timeouts
-        self._connections_max = connections_max
-        self._waiting_max = waiting_max
-        self._idle_s = idle_s
-        self._loop = asyncio.get_running_loop()
-        self._tls = ssl.create_default_context() if upstream.scheme == "https" else None
-        self._idle: list[UpstreamConnection] = []
-        self._open: set[UpstreamConnection] = set()
-        self._opening: set[asyncio.Task[None]] = set()
-        self._waiting: deque[Answering] = deque()
-        self._is_closed = False
-
-    @property
-    def connections(self) -> int:
-        return len(self._open)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    def borrow(self, borrower: Answering, *, fresh: bool = False) -> UpstreamConnection | None:
-        """An unused connection, the last one used first; or None, and the borrower is called when there is one.
-
-        `fresh` asks for a new connection: for a request that a kept one has just failed.
-        """
-        while self._idle and not fresh:
-            connection = self._idle.pop()
-            if connection.is_usable:
-                return connection
-        if len(self._open) + len(self._opening) < self._connections_max:
-            task = self._loop.create_task(self._connect(borrower), name=f"connect {self._upstream.host}")
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
-        elif len(self._waiting) < self._waiting_max:
-            self._waiting.append(borrower)
-        else:
-            borrower.on_no_connection(ConnectionFailed("full", "too many requests wait for this upstream"))
-        return None
-
-    def stop_waiting(self, borrower: Answering) -> None:
-        """The borrower no longer needs a connection. (One that is being opened for it is kept for others.)"""
-        if borrower in self._waiting:
-            self._waiting.remove(borrower)
-
-    def give_back(self, connection: UpstreamConnection) -> None:
-        if self._is_closed:
-            connection.abort()
-        elif self._waiting:
-            self._waiting.popleft().on_connection(connection)
-        else:
-            connection.idle_since = self._loop.time()
-            self._idle.append(connection)
-
-    def forget(self, connection: UpstreamConnection) -> None:
-        """A connection is gone: its place is free for somebody who waits."""
-        self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        self._serve_waiting()
-
-    def close_idle(self, now: float) -> None:
-        """Close what has been unused for too long. The oldest are at the front, because the last used is lent first."""
-        stale = 0
-        for connection in self._idle:
-            if now - connection.idle_since < self._idle_s:
-                break
-            stale += 1
-        expired, self._idle = self._idle[:stale], self._idle[stale:]
-        for connection in expired:
-            connection.abort()
-
-    async def close(self) -> None:
-        """Close everything; for the end of the process."""
-        self._is_closed = True
-        for task in self._opening:
-            task.cancel()
-        for connection in list(self._open):
-            connection.abort()
-
-    async def _connect(self, borrower: Answering) -> None:
-        upstream, connect_s = self._upstream, self._timeouts.connect_s
-        try:
-            async with asyncio.timeout(connect_s):
-                _, connection = await self._loop.create_connection(
-                    lambda: UpstreamConnection(self),
-                    upstream.host,
-                    upstream.port,
-                    ssl=self._tls,
-                    server_hostname=upstream.host if self._tls else None,
-                )
-        except TimeoutError:
-            self._report_failure(
-                borrower, ConnectionFailed("timeout", f"no connection within {connect_s:g} s")
-            )
-        except OSError as error:
-            self._report_failure(
-                borrower, ConnectionFailed("unreachable", error.strerror or type(error).__name__)
-            )
-        else:
-            self._open.add(connection)
-            borrower.on_connection(connection)
-
-    def _report_failure(self, borrower: Answering, error: ConnectionFailed) -> None:
-        borrower.on_no_connection(error)
-        if self._waiting and not self._is_closed:
-            self._loop.call_soon(self._serve_waiting)
-
-    def _serve_waiting(self) -> None:
-        if self._waiting and not self._is_closed:
-            self.borrow(self._waiting.popleft())

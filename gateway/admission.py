@@ -1,0 +1,186 @@
+"""The first half of an exchange: who is calling, and whether they may. Acts.
+
+    begin -> recognise the token -> admit -> `_on_admitted`, or `_refuse`
+
+Everything is a callback; only the cold path (a token seen for the first time, or again after Redis was rebuilt) makes a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import hiredis
+
+from gateway.contract.token import TOKEN_LENGTH, Digest, key_id_of
+from gateway.credentials import token_in
+from gateway.directory import INVALID, NOT_READY, OVERLOADED
+from gateway.http1.head import RequestHead
+from gateway.ledger import Caller
+from gateway.recording import refused_line
+from gateway.redis_pipe import PipeLost, Reply
+from gateway.refusals import Reason, Refusal, read_admission
+
+if TYPE_CHECKING:
+    from gateway.http1.client import ClientConnection
+    from gateway.http1.target import Target
+    from gateway.proxy import Lane, Proxy
+
+_MISSING: Final = Refusal(Reason.MISSING_TOKEN)
+
+
+class Admission:
+    """A request until it is admitted or refused. `Exchange` goes on from there."""
+
+    __slots__ = (
+        "_caller", "_cold", "_digest", "_hold", "_is_over", "_lane", "_looked_again", "_proxy", "_started", "_target",
+        "client", "head", "request_id",
+    )  # fmt: skip
+
+    def __init__(
+        self, proxy: Proxy, client: ClientConnection, head: RequestHead, target: Target, lane: Lane
+    ) -> None:
+        self._proxy = proxy
+        self.client = client
+        self.head = head
+        self._target = target
+        self._lane = lane
+        self.request_id = proxy.next_request_id()
+        self._started = proxy.loop.time()
+        self._caller: Caller | None = None
+        self._digest = b""
+        self._cold: asyncio.Task[None] | None = None
+        self._looked_again = False
+        self._hold: bytes | None = None
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """True once settled or refused: nothing that still arrives for it matters."""
+        return self._is_over
+
+    def begin(self) -> None:
+        """Recognise the token and ask for admission."""
+        head = self.head
+        token = token_in(head.scheme, head.token)
+        head.token = None
+        if token is None:
+            self._refuse(_MISSING)
+            return
+        if len(token) != TOKEN_LENGTH:
+            self._refuse(INVALID)
+            return
+        directory = self._proxy.directory
+        self._digest = digest = directory.digest(token)
+        caller = directory.known(digest)
+        if caller is not None:
+            self._caller = caller
+            self._admit()
+        elif key_id_of(token) is None:
+            self._refuse(INVALID)
+        elif not self._proxy.ledger.is_ready:
+            self._refuse(NOT_READY)
+        else:
+            self._cold = self._proxy.loop.create_task(self._recognise(token), name="recognise")
+
+    async def _recognise(self, token: bytes) -> None:
+        self._go_on_with(await self._proxy.directory.recognise(token, Digest(self._digest)))
+
+    def _go_on_with(self, found: Caller | Refusal) -> None:
+        if self._is_over:
+            return
+        if isinstance(found, Refusal):
+            self._refuse(found)
+        else:
+            self._caller = found
+            self._admit()
+
+    def _admit(self) -> None:
+        ledger = self._proxy.ledger
+        caller = self._caller
+        assert caller is not None
+        if not ledger.is_ready:
+            self._refuse(NOT_READY)
+        elif ledger.pipe.is_full:
+            self._refuse(OVERLOADED)
+        elif not ledger.admit(
+            caller, self._lane.admit_arguments, self.request_id, self._lane.name, self._on_admission
+        ):
+            self._refuse(NOT_READY)
+
+    def _on_admission(self, reply: Reply) -> None:
+        if type(reply) is bytes:
+            self._hold = reply
+            self._on_admitted()
+        elif not self._is_over:
+            self._on_not_admitted(reply)
+
+    def _on_admitted(self) -> None:
+        raise NotImplementedError
+
+    def _on_not_admitted(self, reply: Reply) -> None:
+        caller = self._caller
+        assert caller is not None
+        if isinstance(reply, list):
+            identity = caller.identity
+            entities = {
+                "key": identity.key_id, "account": identity.account_name, "organization": identity.organization_name,
+            }  # fmt: skip
+            route = self._lane.route
+            refusal = read_admission(reply, entities, route.hold, route.quota_status)
+            if refusal is not None:
+                self._refuse(refusal)
+            elif reply[0] == b"digest":
+                self._look_again()
+            else:
+                self._proxy.ledger.confirm_loaded(self._on_missing_record)
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            passes = self._proxy.ledger.note_error(reply)
+            if passes and str(reply).startswith("NOSCRIPT") and not self._looked_again:
+                self._looked_again = True
+                self._admit()  # behind the scripts, which are being loaded on the same connection
+                return
+        elif not isinstance(reply, PipeLost):
+            self._proxy.metrics.events["unexpected_reply"] += 1
+        self._refuse(NOT_READY)
+
+    def _look_again(self) -> None:
+        """The record has another digest, or none since Redis was rebuilt: the cold path decides, once."""
+        caller, self._caller = self._caller, None
+        self._proxy.directory.forget(self._digest)
+        if self._looked_again or caller is None:
+            self._refuse(INVALID)
+            return
+        self._looked_again = True
+        self._cold = self._proxy.loop.create_task(self._adopt_again(caller), name="adopt again")
+
+    async def _adopt_again(self, caller: Caller) -> None:
+        self._go_on_with(await self._proxy.directory.readopt(caller, Digest(self._digest)))
+
+    def _on_missing_record(self, is_loaded: bool) -> None:
+        if self._is_over:
+            return
+        self._proxy.directory.forget(self._digest)
+        self._refuse(INVALID if is_loaded else NOT_READY)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """End a request that was not admitted. It leaves no hold."""
+        self._is_over = True
+        proxy, route, client = self._proxy, self._lane.route, self.client
+        caller = self._caller
+        proxy.count_refusal(caller, route.name, refusal.reason)
+        if proxy.access_log.wants_line():
+            identity = caller.identity if caller else None
+            proxy.access_log.write(
+                refused_line(
+                    self.request_id,
+                    client.address,
+                    identity,
+                    route.name,
+                    self.head,
+                    self._target.path,
+                    refusal,
+                )
+            )
+        client.answer_refusal(refusal, route.errors, self.request_id)
