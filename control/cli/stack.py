@@ -32,7 +32,9 @@ _PYTHON = (sys.executable, "-P")
 
 # How long each child may take to end before it is killed: the gateway first, then the other two together, then the
 # servers. All of it is done within half a minute.
-_STOP_S = {"gateway": 12.0, "jobs": 8.0, "control": 8.0}
+_STOP_S = {"gateway": 15.0, "jobs": 8.0, "control": 8.0}
+_DRAIN_S = 9.0
+"""For requests in flight: the gateway gives its workers some seconds more than that, and must still end in time."""
 
 
 class Stack:
@@ -173,7 +175,7 @@ class Stack:
             "TOLLKEEPER_CONTROL_LISTEN": addresses.control.removeprefix("http://"),
             "TOLLKEEPER_JOBS_LISTEN": f"{HOST}:{jobs_port}",
         }
-        env.setdefault("TOLLKEEPER_DRAIN_TIMEOUT_S", f"{_STOP_S['gateway'] - 2:g}")
+        env.setdefault("TOLLKEEPER_DRAIN_TIMEOUT_S", f"{_DRAIN_S:g}")
         env.setdefault("TOLLKEEPER_SHUTDOWN_TIMEOUT_S", f"{_STOP_S['control'] - 2:g}")
         if self.plan.workers is not None:
             env["TOLLKEEPER_WORKERS"] = str(self.plan.workers)

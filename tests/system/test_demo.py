@@ -1,13 +1,14 @@
 """`tollkeeper demo`: the story that it tells is what really happened."""
 
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.system.running import remove_data, started
+from tests.system.running import TOLLKEEPER, environment, remove_data, started
 
 FREE_PORTS = ("--port", "0", "--control-port", "0", "--management-port", "0")
 
@@ -40,3 +41,34 @@ def test_the_story_turns_out_as_told_the_first_time_and_again_with_the_data_of_t
     second = tell(data)
     assert "Found organization acme" in second
     assert re.search(r"production-worker: 499\.8 of 500 monthly", second)
+
+
+@pytest.mark.slow
+def test_it_stays_up_until_ctrl_c_and_fails_when_the_story_is_not_as_told(data: Path) -> None:
+    with started("demo", "--data", str(data), *FREE_PORTS) as demo:
+        while "Ctrl-C ends the demo" not in demo.line():
+            pass
+        blocked = subprocess.run(
+            [
+                *TOLLKEEPER,
+                "accounts",
+                "update",
+                "acme/production-worker",
+                "--limit",
+                "0",
+                "--data",
+                str(data),
+            ],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert blocked.returncode == 0, blocked.stderr
+        assert demo.stop() == 0, demo.talk
+    with started("demo", "--once", "--data", str(data), *FREE_PORTS) as demo:
+        assert demo.wait(100) == 1
+        assert "did not turn out as told: the request with a good key was answered 402" in "\n".join(
+            demo.talk
+        )
