@@ -7,7 +7,8 @@ import asyncio
 import sys
 
 from gateway.logs import configure_logs
-from gateway.settings import GatewaySettings, SettingsError, load_settings
+from gateway.route_table import SettingsError
+from gateway.settings import GatewaySettings, load_settings
 from gateway.supervisor import Supervisor, environment_with
 
 _OPTIONS = ("listen", "management_listen", "workers", "config", "upstream", "access_log", "log_level")

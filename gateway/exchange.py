@@ -152,7 +152,7 @@ class Exchange(Admission):
 
     def on_interim(self, head: ResponseHead) -> None:
         if self.head.minor == 1:
-            self.client.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, head.fields))
+            self.client.write(b"HTTP/1.1 %b\r\n%b\r\n" % (head.status_text, head.fields))
         self._touched = self._proxy.loop.time()
 
     def on_answer_head(self, head: ResponseHead, has_body: bool, first: bytes) -> None:
@@ -164,8 +164,8 @@ class Exchange(Admission):
         length = head.length
         framing = b""
         if length >= 0:
-            if head.status not in _WITHOUT_BODY or (length and head.status == 304):
-                framing = b"Content-Length: %d\r\n" % length
+            if head.status == 204:
+                head.drop_length()
         elif has_body:
             if self.head.minor == 1:
                 self._answer_chunked = True
@@ -183,7 +183,7 @@ class Exchange(Admission):
         client.write(
             b"".join(
                 (
-                    b"HTTP/1.1 %d " % head.status, head.reason, b"\r\n", head.fields, framing,
+                    b"HTTP/1.1 ", head.status_text, b"\r\n", head.fields, framing,
                     client.connection_field(), b"X-Request-Id: ", self.request_id, b"\r\n\r\n", first,
                 )
             )

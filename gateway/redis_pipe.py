@@ -1,8 +1,9 @@
 """One pipelined connection to one Redis node: the only Redis I/O of the hot path. Acts.
 
-All commands of one loop tick leave in one write, and replies are matched by order, so a command costs an append and a
-callback instead of a future and a system call. Redis answers in order on a connection; therefore a connection on which a
-wait ran out, or whose bytes are not RESP, is closed and never used again: nobody can be handed somebody else's reply.
+All commands of one loop tick leave in one write (uvloop gathers what is written until its tick ends), and replies are matched
+by order, so a command costs an append and a callback instead of a future and a system call. Redis answers in order on a
+connection; therefore a connection on which a wait ran out, or whose bytes are not RESP, is closed and never used again:
+nobody can be handed somebody else's reply.
 
 Every command has an end: its reply, or `PipeLost` when the connection is gone or `timeout_s` passed without it.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
@@ -96,8 +97,7 @@ class _Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
         self._transport: asyncio.WriteTransport | None = None
-        self._outbox: list[bytes] = []
-        self._flushing = False
+        self._lingering: list[bytes] = []
         self._late_flush: asyncio.TimerHandle | None = None
         self.waiting: deque[OnReply] = deque()
         self.sent = 0
@@ -106,29 +106,24 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's do not derive from asyncio's
 
-    def send(self, pieces: Iterable[bytes], on_reply: OnReply, may_wait: bool) -> None:
-        self._outbox.extend(pieces)
+    def send(self, pieces: Sequence[bytes], on_reply: OnReply, may_wait: bool) -> None:
         self.waiting.append(on_reply)
         self.sent += 1
-        if self._flushing:
-            return
         if may_wait:
+            self._lingering.extend(pieces)
             if self._late_flush is None:
                 self._late_flush = self._loop.call_later(_COMPANY_WAIT_S, self._flush_late)
-        else:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        elif self._transport is not None:
+            if self._lingering:
+                self._lingering.extend(pieces)
+                pieces, self._lingering = self._lingering, []
+            self._transport.write(b"".join(pieces))
 
     def _flush_late(self) -> None:
         self._late_flush = None
-        if not self._flushing:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._outbox and self._transport is not None:
-            self._transport.write(b"".join(self._outbox))
-            self._outbox.clear()
+        if self._lingering and self._transport is not None:
+            self._transport.write(b"".join(self._lingering))
+            self._lingering.clear()
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -149,7 +144,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._outbox.clear()
+        self._lingering.clear()
         lost = PipeLost(str(exc) if exc else "the connection closed")
         while self.waiting:
             self.waiting.popleft()(lost)
@@ -214,7 +209,7 @@ class RedisPipe:
     def is_full(self) -> bool:
         return self._connection is not None and len(self._connection.waiting) >= self._depth_max
 
-    def send(self, pieces: Iterable[bytes], on_reply: OnReply, *, may_wait: bool = False) -> bool:
+    def send(self, pieces: Sequence[bytes], on_reply: OnReply, *, may_wait: bool = False) -> bool:
         """Queue one command (RESP, in any number of pieces) for this tick's write; False if there is no connection.
 
         A command that `may_wait` leaves with the next one that may not, or after a millisecond.

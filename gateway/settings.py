@@ -7,44 +7,20 @@ prints the same list. Every setting has a default or says plainly that it must b
 from __future__ import annotations
 
 import re
-import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX
-from gateway.contract.money import Microcredits, MoneyError, parse_credits
 from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
-from gateway.http1.head import HeadError
-from gateway.http1.target import normalise
-from gateway.pricing import Price
 from gateway.redis_pipe import RedisAddress
-from gateway.routing import Dialect, Route, RouteTable, Timeouts, Upstream
+from gateway.route_table import SettingsError, load_routes, parse_upstream, sentence
+from gateway.routing import Route, RouteTable
 
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})")
-_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
-_METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}")
-
-
-class SettingsError(Exception):
-    """Every problem that was found, each a sentence that names the setting."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 class GatewaySettings(BaseSettings):
@@ -165,146 +141,6 @@ def _access_log_fraction(text: str) -> float:
     return fraction
 
 
-def _credits(value: object) -> Microcredits:
-    if not isinstance(value, str):
-        raise ValueError('write credits as a decimal string, such as "0.10"')
-    try:
-        return parse_credits(value)
-    except MoneyError as error:
-        raise ValueError(str(error)) from None
-
-
-Credits = Annotated[Microcredits, BeforeValidator(_credits)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _MeterEntry(_Strict):
-    unit: str
-    json_pointer: str | None = Field(None, alias="json")
-    header: str | None = None
-    event: str | None = None
-    per_1000: Credits
-
-
-class _PriceEntry(_Strict):
-    request: Credits = Microcredits(0)
-    kib_in: Credits = Microcredits(0)
-    kib_out: Credits = Microcredits(0)
-    second: Credits = Microcredits(0)
-    meters: list[_MeterEntry] = []
-
-    @field_validator("meters")
-    @classmethod
-    def _not_yet(cls, meters: list[_MeterEntry]) -> list[_MeterEntry]:
-        if meters:
-            raise ValueError(
-                "metered units are not supported yet: price the request, its bytes or its seconds"
-            )
-        return meters
-
-
-class _TimeoutsEntry(_Strict):
-    connect_s: float = Field(2.0, gt=0, le=60)
-    first_byte_s: float = Field(60.0, gt=0, le=86_400)
-    between_bytes_s: float = Field(60.0, gt=0, le=86_400)
-
-
-class _RouteEntry(_Strict):
-    name: str
-    path: str
-    upstream: list[str] = Field(min_length=1, max_length=64)
-    host: str | None = None
-    methods: list[str] | None = Field(None, min_length=1, max_length=64)
-    strip_path: bool = False
-    hold: Credits | None = None
-    price: _PriceEntry = _PriceEntry()
-    errors: Dialect = "problem"
-    quota_status: Literal[402, 429] = 402
-    timeouts: _TimeoutsEntry = _TimeoutsEntry()
-
-    @field_validator("upstream", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("upstream")
-    @classmethod
-    def _only_one_yet(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            parse_upstream(url)
-        if len(urls) > 1:
-            raise ValueError("several targets are not supported yet: give one URL")
-        return urls
-
-    @field_validator("name")
-    @classmethod
-    def _is_name(cls, name: str) -> str:
-        if _NAME.fullmatch(name) is None:
-            raise ValueError("a route's name is lower-case letters, digits, '-', '_' and '.', at most 64")
-        return name
-
-    @field_validator("path")
-    @classmethod
-    def _is_path(cls, path: str) -> str:
-        try:
-            raw = path.encode("ascii")
-            normal = normalise(b"GET", raw, b"").path
-        except (UnicodeEncodeError, HeadError) as error:
-            raise ValueError(f"{path!r} is not a path: {error}") from None
-        if normal != raw:
-            raise ValueError(f"{path!r} is not in normal form: write {normal.decode()!r}")
-        return path
-
-    @field_validator("methods")
-    @classmethod
-    def _are_methods(cls, methods: list[str] | None) -> list[str] | None:
-        for method in methods or ():
-            if _METHOD.fullmatch(method) is None:
-                raise ValueError(f"{method!r} is not a method: write it in capitals")
-        return methods
-
-    @model_validator(mode="after")
-    def _hold_covers_price(self) -> _RouteEntry:
-        if self.hold is not None and self.hold < self.price.request:
-            raise ValueError("hold is less than price.request: it would always be overspent")
-        return self
-
-    def route(self) -> Route:
-        price = Price(self.price.request, self.price.kib_in, self.price.kib_out, self.price.second)
-        return Route(
-            name=self.name,
-            path=self.path.encode("ascii"),
-            upstream=parse_upstream(self.upstream[0]),
-            host=self.host.lower().encode("ascii") if self.host else None,
-            methods=frozenset(method.encode() for method in self.methods) if self.methods else None,
-            strip_path=self.strip_path,
-            hold=self.price.request if self.hold is None else self.hold,
-            price=price,
-            errors=self.errors,
-            quota_status=self.quota_status,
-            timeouts=Timeouts(**self.timeouts.model_dump()),
-        )
-
-
-def parse_upstream(url: str) -> Upstream:
-    """An upstream's URL: http or https, a host, perhaps a port and a path. Raises ValueError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("an upstream's URL has no user, password, query or fragment")
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        path = parts.path.rstrip("/").encode("ascii")
-    except ValueError:
-        raise ValueError(f"{url!r} has an invalid port or path") from None
-    scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
-    return Upstream(scheme, parts.hostname, port, path)
-
-
 def load_settings(overrides: Mapping[str, Any] | None = None) -> tuple[GatewaySettings, RouteTable, Pepper]:
     """Environment, route table and pepper, with `overrides` (from the command line) before the environment.
 
@@ -313,7 +149,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> tuple[GatewaySe
     try:
         settings = GatewaySettings(**(overrides or {}))
     except ValidationError as error:
-        raise SettingsError([_sentence("TOLLKEEPER_", problem) for problem in error.errors()]) from None
+        raise SettingsError([sentence("TOLLKEEPER_", problem) for problem in error.errors()]) from None
     problems: list[str] = []
     pepper = Pepper(b"")
     try:
@@ -365,40 +201,3 @@ def _routes(settings: GatewaySettings) -> RouteTable:
         return RouteTable((Route("default", b"/", parse_upstream(settings.upstream)),))
     except ValueError as error:
         raise SettingsError([f"TOLLKEEPER_UPSTREAM: {error}."]) from None
-
-
-def load_routes(path: Path) -> RouteTable:
-    """Read a route table. Raises SettingsError with every problem in it, each with the route's name or position."""
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError([f"{path}: cannot be read: {error.strerror or type(error).__name__}."]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError([f"{path}: not TOML: {error}."]) from None
-    problems = [f"{path}: unknown table or key {name!r}." for name in document if name != "route"]
-    entries = document.get("route", [])
-    if not isinstance(entries, list) or not entries:
-        raise SettingsError([*problems, f"{path}: has no [[route]]."])
-    routes: list[Route] = []
-    for position, entry in enumerate(entries, 1):
-        name = entry.get("name", f"#{position}") if isinstance(entry, dict) else f"#{position}"
-        try:
-            routes.append(_RouteEntry.model_validate(entry).route())
-        except ValidationError as error:
-            problems += [_sentence(f"{path}: route {name}: ", problem) for problem in error.errors()]
-    problems += [
-        f"{path}: {count} routes are named {name!r}."
-        for name, count in Counter(route.name for route in routes).items()
-        if count > 1
-    ]
-    if problems:
-        raise SettingsError(problems)
-    return RouteTable(routes)
-
-
-def _sentence(where: str, problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if where == "TOLLKEEPER_":
-        place = place.upper()
-    return f"{where}{place}: {message}." if place else f"{where}{message}."

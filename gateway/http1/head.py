@@ -24,7 +24,7 @@ _REQUEST: Final = re.compile(
     rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + _FIELD_LINES + rb"\r\n"
 )
 _RESPONSE: Final = re.compile(
-    rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELD_LINES + rb"\r\n"
+    rb"HTTP/1\.([01]) (([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*+)?)\r\n" + _FIELD_LINES + rb"\r\n"
 )
 _FIELDS: Final = re.compile(rb"(([^:]++):[ \t]*+([^\r]*+)\r\n)")
 _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
@@ -162,15 +162,20 @@ class RequestHead:
 
 @dataclass(slots=True)
 class ResponseHead:
-    """An upstream's head. `fields` is the block of lines to pass on, framing and hop-by-hop ones removed."""
+    """An upstream's head. `fields` is the block of lines to pass on, hop-by-hop ones removed; Content-Length stays."""
 
     status: int
-    reason: bytes
-    minor: int
+    status_text: bytes
+    """Status and reason as they came: `200 OK`."""
     fields: bytes
     length: int
     """Body as framed: a Content-Length, CHUNKED, or CLOSE_DELIMITED (which statuses without a body also have)."""
     keep_alive: bool
+
+    def drop_length(self) -> None:
+        """Remove Content-Length from what is passed on: a 204 may not have one (RFC 9110 §8.6)."""
+        lines = _FIELDS.findall(self.fields)
+        self.fields = b"".join(line for line, name, _ in lines if name.lower() != b"content-length")
 
 
 def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
@@ -295,7 +300,7 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
     match = _RESPONSE.fullmatch(head)
     if match is None:
         raise HeadError(502, "The upstream's answer is not well-formed HTTP/1.1.")
-    minor_text, status_text, reason, block = match.groups()
+    minor_text, status_text, status_digits, block = match.groups()
     fields = _FIELDS.findall(block)
     if len(fields) > field_count_max:
         raise HeadError(502, f"The upstream's head has more than {field_count_max} fields.")
@@ -314,6 +319,7 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
             if length != CLOSE_DELIMITED or _CONTENT_LENGTH.fullmatch(text) is None:
                 raise HeadError(502, "The upstream's framing is repeated, contradictory or malformed.")
             length = int(text)
+            passed.append(line)
         elif kind is Kind.TRANSFER_ENCODING:
             if length != CLOSE_DELIMITED or minor == 0 or value.rstrip(b" \t").lower() != b"chunked":
                 raise HeadError(502, "The upstream's framing is repeated, contradictory or malformed.")
@@ -331,7 +337,9 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
         names = {option for option in nominated if option not in (b"close", b"keep-alive")}
         if names:
             passed = [line for line in passed if line.partition(b":")[0].lower() not in names]
-    return ResponseHead(int(status_text), reason or b"", minor, b"".join(passed), length, keep_alive)
+    if len(passed) != len(fields):
+        block = b"".join(passed)
+    return ResponseHead(int(status_digits), status_text, block, length, keep_alive)
 
 
 def _why_refused(head: bytes) -> HeadError:

@@ -13,18 +13,21 @@ from typing import Final
 
 from gateway.http1.head import HeadError
 
-_PLAIN: Final = re.compile(rb"(?:/[0-9A-Za-z_~!$&'()*+,;=:@-][0-9A-Za-z._~!$&'()*+,;=:@-]*+)*+/?")
-"""Paths that are their own normal form: no percent sign, no empty or dotted segment. Nearly all of them."""
+_PLAIN: Final = re.compile(
+    rb"((?:/[0-9A-Za-z_~!$&'()*+,;=:@-][0-9A-Za-z._~!$&'()*+,;=:@-]*+)*+/?)(\?[\x21\x22\x24-\x7e]*+)?"
+)
+"""Targets whose path is its own normal form: no percent sign, no empty or dotted segment. Nearly all of them."""
 
 _PATH_BYTES: Final = re.compile(rb"/[0-9A-Za-z._~!$&'()*+,;=:@%/-]*+")
 _QUERY_BYTES: Final = re.compile(rb"[\x21\x22\x24-\x7e]*+")
+_UNSUPPORTED: Final = frozenset((b"CONNECT", b"TRACE"))
 _PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _FORBIDDEN: Final = frozenset(b"/\\\x00")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """A normalised target: `path` begins with a slash (or is `*`); `query` has its question mark or is empty."""
 
@@ -34,8 +37,11 @@ class Target:
 
 def normalise(method: bytes, target: bytes, host: bytes) -> Target:
     """The one form of a request target. Raises HeadError (400, or 501 for CONNECT)."""
-    if method == b"CONNECT" or method == b"TRACE":
+    if method in _UNSUPPORTED:
         raise HeadError(501, f"{method.decode()} is not supported.")
+    plain = _PLAIN.fullmatch(target)
+    if plain is not None and plain[1]:
+        return Target(plain[1], plain[2] or b"")
     if target == b"*":
         if method != b"OPTIONS":
             raise HeadError(400, "Only OPTIONS may ask for *.")
@@ -43,8 +49,7 @@ def normalise(method: bytes, target: bytes, host: bytes) -> Target:
     if not target.startswith(b"/"):
         target = _origin_form(target, host)
     path, mark, query = target.partition(b"?")
-    if _PLAIN.fullmatch(path) is None:
-        path = _normalise_path(path)
+    path = _normalise_path(path)
     if mark and _QUERY_BYTES.fullmatch(query) is None:
         raise HeadError(400, "The query holds a character that a target may not hold.")
     return Target(path, mark + query)
