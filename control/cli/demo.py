@@ -14,7 +14,7 @@ from rich.text import Text
 
 from control.cli.data_directory import DataDirectory
 from control.cli.failures import CommandFailed
-from control.cli.output import console, talk
+from control.cli.output import console, program, talk
 from control.cli.plan import Addresses, Plan, is_free
 from control.cli.signals import run_stack
 from control.cli.stack import Stack
@@ -93,9 +93,9 @@ def _suggest(out: Console, stack: Stack, addresses: Addresses, cast: Cast) -> No
     lines = (
         f"curl -s {addresses.gateway}/anything/hello {authorization}",
         f"curl -sN {addresses.gateway}/v1/chat/completions {authorization} -d {shlex.quote(completion)}",
-        f"tollkeeper keys list {cast.organization['name']}/{cast.account['name']} --data {stack.directory.path}",
-        f"tollkeeper ledger {cast.organization['name']} --data {stack.directory.path}",
-        f"tollkeeper usage {cast.organization['name']} --group-by route --data {stack.directory.path}",
+        f"{program()} keys list {cast.organization['name']}/{cast.account['name']} --data {stack.directory.path}",
+        f"{program()} ledger {cast.organization['name']} --data {stack.directory.path}",
+        f"{program()} usage {cast.organization['name']} --group-by route --data {stack.directory.path}",
     )
     out.print()
     out.print(Text("Try it", "bold"))

@@ -4,10 +4,14 @@ Called by every command module. Knows the shapes of the API's answers only as co
 """
 
 import json
+import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -55,6 +59,13 @@ def plain(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return _TIME.sub(r"\1 \2Z", str(value))
+
+
+def program() -> str:
+    """How this person can call the command: its name where it is on the path, else where it lies."""
+    if shutil.which("tollkeeper") or Path(sys.argv[0]).name != "tollkeeper":
+        return "tollkeeper"
+    return shlex.quote(os.path.relpath(sys.argv[0]))
 
 
 def console() -> Console:

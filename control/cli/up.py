@@ -11,7 +11,7 @@ from rich.text import Text
 
 from control.cli.credentials import default_data_dir
 from control.cli.data_directory import DataDirectory
-from control.cli.output import console
+from control.cli.output import console, program
 from control.cli.plan import Addresses, Plan
 from control.cli.signals import run_stack
 from control.cli.stack import Stack
@@ -66,5 +66,5 @@ def _panel(stack: Stack, addresses: Addresses) -> Panel:
     lines.append(Text())
     lines.append(Text("Next, in another terminal:"))
     where = "" if stack.directory.path == default_data_dir().absolute() else f" --data {stack.directory.path}"
-    lines += [Text(f"  tollkeeper {command}{where}") for command in _NEXT]
+    lines += [Text(f"  {program()} {command}{where}") for command in _NEXT]
     return Panel(Group(*lines), title="Tollkeeper is ready", subtitle="Ctrl-C stops it", expand=False)
