@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -19,15 +19,15 @@ from redis.exceptions import NoScriptError, RedisError
 from control.domain.rules import Rules
 from control.settings import ControlSettings
 from gateway.contract import scripts
-from gateway.contract.layout import META, Layout
+from gateway.contract.layout import Layout
 from gateway.contract.records import AccountRules, OrganizationRules
 
 _BATCH: Final = 1_000
+_WRITTEN: Final = 1
+_MISSING: Final = -1
 
 Start: TypeAlias = tuple[int, int]
 """Counters for a record that does not exist yet: start of its window in ms, and microcredits spent in it."""
-
-FRESH: Final[Start] = (0, 0)
 
 
 class RedisUnavailable(Exception):
@@ -76,28 +76,17 @@ class Publisher:
 
     async def publish_many(self, items: Sequence[tuple[Rules, Start]]) -> list[bool]:
         """Write several, in order, a round trip a thousand. Answers as `publish`. Raises RedisUnavailable."""
-        written: list[bool] = []
-        async with redis_answers():
-            for first in range(0, len(items), _BATCH):
-                written += await self._publish_batch(items[first : first + _BATCH])
-        return written
+        return [answer == _WRITTEN for answer in await self._publish_all(items)]
 
     async def publish_changes(self, changed: Sequence[Rules]) -> list[bool]:
         """Write rules of things that may have spent already: which of them are in force now. Raises RedisUnavailable.
 
-        A record that is missing while Redis is not loaded is left out: it would start with nothing spent, and the
-        rebuild, which knows what was spent, could not put that right. Nothing passes until the rebuild has been.
+        A record that is missing is left out: it would start with nothing spent. The publish job, which knows what was
+        spent, writes it.
         """
-        async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
-            for rules in changed:
-                pipe.hexists(self.record_of(rules), "version")
-            pipe.hexists(META, "epoch")  # read last: a flush in between shows as "not loaded"
-            *present, loaded = await pipe.execute()
-        known = [bool(there or loaded) for there in present]
-        await self.publish_many(
-            [(rules, FRESH) for rules, publish in zip(changed, known, strict=True) if publish]
-        )
-        return known
+        return [
+            answer != _MISSING for answer in await self._publish_all([(rules, None) for rules in changed])
+        ]
 
     def record_of(self, rules: Rules) -> str:
         """The name of the Redis key that holds these rules."""
@@ -107,7 +96,14 @@ class Publisher:
             return self._layout.account(rules.id)
         return self._layout.key(rules.id)
 
-    async def _publish_batch(self, items: Sequence[tuple[Rules, Start]]) -> list[bool]:
+    async def _publish_all(self, items: Sequence[tuple[Rules, Start | None]]) -> list[int]:
+        answers: list[int] = []
+        async with redis_answers():
+            for first in range(0, len(items), _BATCH):
+                answers += await self._publish_batch(items[first : first + _BATCH])
+        return answers
+
+    async def _publish_batch(self, items: Sequence[tuple[Rules, Start | None]]) -> list[int]:
         answers = await self._send(items)
         if any(isinstance(answer, NoScriptError) for answer in answers):
             await self._redis.script_load(scripts.PUBLISH.text)
@@ -115,14 +111,14 @@ class Publisher:
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
-        return [answer == 1 for answer in answers]
+        return cast("list[int]", answers)
 
-    async def _send(self, items: Sequence[tuple[Rules, Start]]) -> list[object]:
+    async def _send(self, items: Sequence[tuple[Rules, Start | None]]) -> list[object]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for rules, start in items:
                 self._append(pipe, rules, start)
             return list(await pipe.execute(raise_on_error=False))
 
-    def _append(self, pipe: Pipeline, rules: Rules, start: Start) -> None:
-        arguments = [rules.version, *start, *rules.fields()]
+    def _append(self, pipe: Pipeline, rules: Rules, start: Start | None) -> None:
+        arguments = [rules.version, *(start or ("", "")), *rules.fields()]
         pipe.execute_command("EVALSHA", scripts.PUBLISH.sha, 1, self.record_of(rules), *arguments)

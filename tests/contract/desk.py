@@ -149,7 +149,7 @@ class Desk:
     def extend(self, of: Workload, hold: str, added: int = 0, *, ttl_ms: int = TTL_MS) -> Answer:
         return self.run("extend", (*of.records(self.layout), self.holds(of)), hold, added, ttl_ms)
 
-    def publish(self, rules: Rules, *, window: int = 0, spent: int = 0) -> Answer:
+    def publish(self, rules: Rules, *, window: int | str = 0, spent: int | str = 0) -> Answer:
         return self.run("publish", (self.record(rules),), rules.version, window, spent, *rules.fields())
 
     def adopt(self, of: Workload, token_hash: str, digest: bytes) -> Answer:

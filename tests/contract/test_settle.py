@@ -6,7 +6,7 @@ import redis
 from gateway.contract.ids import LEVELS
 from gateway.contract.money import Microcredits
 from gateway.contract.records import Budget
-from tests.contract.desk import Desk, workload
+from tests.contract.desk import Desk, rules_of, workload
 
 NOW_MS = 1_710_504_000_000
 DAY_MS = 86_400_000
@@ -141,3 +141,14 @@ def test_a_free_hold_that_came_to_cost_something_is_booked(clocked: Desk) -> Non
     hold = clocked.admitted(BUILDER, 0)
     clocked.settle(BUILDER, hold, 1)
     assert [clocked.counters(BUILDER, level) for level in LEVELS] == [(1, 0)] * 3
+
+
+def test_a_record_written_again_under_a_living_hold_never_holds_less_than_nothing(clocked: Desk) -> None:
+    clocked.publish_all(BUILDER, account=Budget(Microcredits(100)))
+    hold = clocked.admitted(BUILDER, 40)
+    clocked.client.delete(BUILDER.records(clocked.layout)[1])
+    clocked.publish(rules_of("account", BUILDER, Budget(Microcredits(100))))
+    clocked.admitted(BUILDER, 10)
+    clocked.settle(BUILDER, hold, 40)
+    assert clocked.counters(BUILDER, "account") == (40, 0)
+    assert clocked.counters(BUILDER, "key")[1] == 10

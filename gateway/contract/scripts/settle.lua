@@ -8,7 +8,9 @@
 -- Why it is right: removing the hold from the sorted set succeeds for one caller only, and everything else happens in the
 -- same atomic step, so counters and event move together, once, however often this is sent. Each level is touched only
 -- while it is still in the window in which the hold was placed: after a roll the hold is in no current counter, and the
--- event, which names its windows, still adds up. A record that is gone takes no counters with it: the event is written.
+-- event, which names its windows, still adds up. A record that is gone takes no counters with it: the event is written. One
+-- that was removed and written again while holds lived starts with nothing held, so `held` stops at 0: below it, a limit would
+-- give more than it has.
 
 local hold = ARGV[1]
 if ARGV[4] == 'due' then
@@ -27,7 +29,7 @@ local cost = tonumber(ARGV[2])
 local function settle_at(name, window)
   local level = redis.call('HMGET', name, 'window', 'spent', 'held')
   if level[1] ~= window then return end
-  redis.call('HSET', name, 'spent', ('%d'):format(level[2] + cost), 'held', ('%d'):format(level[3] - amount))
+  redis.call('HSET', name, 'spent', ('%d'):format(level[2] + cost), 'held', ('%d'):format(math.max(level[3] - amount, 0)))
 end
 if amount > 0 or cost > 0 then
   settle_at(KEYS[1], key_window)
