@@ -182,6 +182,7 @@ class RedisPipe:
         self._marks: deque[tuple[float, int]] = deque()
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
+        self._is_closing = False
         self.losses = 0
         self.timeouts = 0
 
@@ -190,6 +191,7 @@ class RedisPipe:
         self._keeper = self._loop.create_task(self._keep_connected(), name=f"redis {self._address}")
 
     async def close(self) -> None:
+        self._is_closing = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -329,6 +331,8 @@ class RedisPipe:
                 raise reply
 
     def _note_loss(self, exc: Exception | None) -> None:
+        if self._is_closing:
+            return
         if self._connection is not None:
             log.error("redis_lost", node=str(self._address), error=str(exc) if exc else "closed")
         self._connection = None

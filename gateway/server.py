@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import resource
 import signal
 import socket
 import sys
-from typing import cast
+import traceback
+from typing import Any, cast
 
 import orjson
 import structlog
@@ -49,6 +51,32 @@ class Channel(asyncio.Protocol):
         self._stop.set()
 
 
+class UnexpectedErrors:
+    """What a callback of the loop raised: counted each time, written down with its trace once a place and minute."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._written: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._proxy.metrics.events["unexpected_error"] += 1
+        error = context.get("exception")
+        place = str(context.get("message"))
+        if isinstance(error, Exception) and error.__traceback__ is not None:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__} at {frame.name}:{frame.lineno}"
+        if loop.time() < self._written.get(place, 0.0):
+            return
+        self._written[place] = loop.time() + 60.0
+        log.error("unexpected_error", place=place, message=context.get("message"), exc_info=error)
+
+
+def raise_open_files_limit() -> None:
+    """As many open files as the system lets this process have: two for each request in flight."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def serve(listen_fd: int, channel_fd: int) -> None:
     """Serve on an inherited listening socket until told to stop. Raises SettingsError."""
     settings, routes, pepper = load_settings()
@@ -62,6 +90,7 @@ async def serve(listen_fd: int, channel_fd: int) -> None:
     listener = await loop.create_server(
         lambda: ClientConnection(proxy), sock=socket.socket(fileno=listen_fd), backlog=LISTEN_BACKLOG
     )
+    loop.set_exception_handler(UnexpectedErrors(proxy))
     gc.collect()
     gc.freeze()  # what is loaded by now stays: the collector need not look at it again
     gc.set_threshold(
@@ -97,6 +126,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     configure_logs(arguments.log_level)
+    raise_open_files_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(arguments.listen_fd, arguments.channel_fd))

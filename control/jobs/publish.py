@@ -61,12 +61,12 @@ async def run_once(context: Context) -> Published:
     if rebuilt:
         written = await _load(context, server)
         context.metrics.rebuilds.inc()
-        _log.warning("redis_loaded", records=written)
+        (_log.warning if written else _log.info)("redis_loaded", records=written)
     elif meta.get(b"server") != server.encode():
         await drain.run_once(context)
         written = await _write_everything(context)
         await redis.hset(META, "server", server)
-        _log.warning("redis_changed", records_missing=written)
+        (_log.warning if written else _log.info)("redis_changed", records_missing=written)
     changes, changed = await _publish_changes(context)
     context.metrics.published_rules.inc(written + changed)
     return Published(changes, written + changed, rebuilt)
