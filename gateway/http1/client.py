@@ -27,6 +27,9 @@ DISCARD_BYTES_MAX: Final = 262_144
 
 LINGER_S: Final = 2.0
 HALF_CLOSED_GRACE_S: Final = 1.0
+_BODY_IS_LOST: Final = frozenset((Reason.BAD_REQUEST, Reason.REQUEST_TIMEOUT))
+"""After these the rest of a body is not waited for, however small it is."""
+
 OWN_PREFIX: Final = b"/-/"
 """The gateway's own paths: never forwarded."""
 
@@ -168,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
         if self._reads_body and exchange is not None:
             head = exchange.head
             is_small = 0 <= head.length <= DISCARD_BYTES_MAX
-            if head.expects_continue or not is_small or refusal.reason is Reason.BAD_REQUEST:
+            if head.expects_continue or not is_small or refusal.reason in _BODY_IS_LOST:
                 self._closes = True
         self._write_refusal(refusal, dialect, request_id)
         self.on_exchange_end()

@@ -185,9 +185,12 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def reject_early(data: bytes) -> None:
-    """Raise HeadError if an unfinished head can no longer become a good one (a bare CR or LF, a NUL)."""
+    """Raise HeadError if an unfinished head can no longer become a good one (a bare CR or LF, a NUL, another protocol)."""
     if _BARE_LINE_END.search(data):
         raise HeadError(400, "A line of the head does not end in CR LF, or holds a control character.")
+    line, end, _ = data.partition(b"\r\n")
+    if end and _REQUEST.fullmatch(line + b"\r\n\r\n") is None:
+        raise _why_refused(line + b"\r\n\r\n")
 
 
 def parse_request(head: bytes, *, field_count_max: int, target_length_max: int) -> RequestHead:
