@@ -88,6 +88,13 @@ class RecordingUpstream:
 
     async def _close(self) -> None:
         self._server.close()
+        await self._hang_up()
+
+    def hang_up(self) -> None:
+        """Close every connection, as a restarted service would."""
+        self._thread.run(self._hang_up())
+
+    async def _hang_up(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
 
