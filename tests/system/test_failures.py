@@ -17,6 +17,12 @@ from tests.system.wire import request, wire
 
 
 async def only_row(installation: Installation, workload: Workload) -> Row:
+    """The row of the one request that there was; waits for it."""
+
+    async def is_written() -> bool:
+        return bool(await installation.rows(workload.tag))
+
+    await wait_until(is_written, 20, "a row")
     (row,) = await installation.settled(workload.tag)
     return row
 
