@@ -51,17 +51,17 @@ class Kind(IntEnum):
     """What becomes of a header field. Everything not named here is passed on as it came."""
 
     PASS = 0  # falsy: most fields are
-    HOST = 1
-    AUTHORIZATION = 2
-    API_KEY = 3
-    CONTENT_LENGTH = 4
-    TRANSFER_ENCODING = 5
-    CONNECTION = 6
-    EXPECT = 7
-    DROP = 8
-    SESSION = 9
-    COMPUTER = 10
-    TRACE = 11
+    SESSION = 1
+    COMPUTER = 2
+    TRACE = 3
+    HOST = -1  # below zero: not passed on as it came
+    AUTHORIZATION = -2
+    API_KEY = -3
+    CONTENT_LENGTH = -4
+    TRANSFER_ENCODING = -5
+    CONNECTION = -6
+    EXPECT = -7
+    DROP = -8
 
 
 _REQUEST_KINDS: Final[dict[bytes, Kind]] = {
@@ -90,8 +90,6 @@ _REQUEST_KINDS: Final[dict[bytes, Kind]] = {
     b"x-principal-key-id": Kind.DROP,
     b"x-request-id": Kind.DROP,
 }
-_PASSED_AFTER_READING: Final = frozenset({Kind.SESSION, Kind.COMPUTER, Kind.TRACE})
-
 _RESPONSE_KINDS: Final[dict[bytes, Kind]] = {
     b"content-length": Kind.CONTENT_LENGTH,
     b"transfer-encoding": Kind.TRANSFER_ENCODING,
@@ -130,8 +128,18 @@ class _Kinds(dict[bytes, Kind]):
         return kind
 
 
-_request_kind = _Kinds(_REQUEST_KINDS)
-_response_kind = _Kinds(_RESPONSE_KINDS)
+_request_kinds = _Kinds(_REQUEST_KINDS)
+_response_kinds = _Kinds(_RESPONSE_KINDS)
+_good_hosts: set[bytes] = set()
+"""Values of Host that were found well-formed, to be looked up instead of matched."""
+
+# Members of an Enum are found by a slow path each time; these are compared with for every field.
+_PASSED: Final = Kind.PASS
+_IS_HOST: Final = Kind.HOST
+_IS_AUTHORIZATION: Final = Kind.AUTHORIZATION
+_IS_CONTENT_LENGTH: Final = Kind.CONTENT_LENGTH
+_IS_CONNECTION: Final = Kind.CONNECTION
+_ANSWERED: Final = frozenset((Kind.PASS, Kind.CONTENT_LENGTH))
 
 
 @dataclass(slots=True)
@@ -142,17 +150,17 @@ class RequestHead:
     target: bytes
     minor: int
     """0 or 1: the minor HTTP version."""
-    host: bytes
     fields: list[bytes]
-    length: int
+    host: bytes = b""
+    length: int = 0
     """Body: a Content-Length, CHUNKED, or 0 if there is none."""
-    is_framed: bool
+    is_framed: bool = False
     """True if the client gave a Content-Length (perhaps 0) or a transfer coding."""
-    keep_alive: bool
-    expects_continue: bool
-    token: bytes | None
+    keep_alive: bool = False
+    expects_continue: bool = False
+    token: bytes | None = None
     """What stands in Authorization (Bearer, or the password of Basic: still in base64) or X-Api-Key; None if nothing."""
-    scheme: Kind | None
+    scheme: Kind | None = None
     session: bytes | None = None
     computer: bytes | None = None
     trace: bytes | None = None
@@ -201,69 +209,69 @@ def parse_request(head: bytes, *, field_count_max: int, target_length_max: int) 
     method, target, minor_text, block = match.groups()
     if len(target) > target_length_max:
         raise HeadError(414, f"The request target is longer than {target_length_max} bytes.")
-    minor = 1 if minor_text == b"1" else 0
     fields = _FIELDS.findall(block)
     if len(fields) > field_count_max:
         raise HeadError(431, f"The head has more than {field_count_max} fields.")
-
-    parsed = RequestHead(method, target, minor, b"", [], 0, False, minor == 1, False, None, None)
-    passed = parsed.fields
-    kind_of, drop = _request_kind, Kind.DROP
-    special: list[tuple[Kind, bytes, bytes]] = []
-    for line, name, value in fields:
-        kind = kind_of[name]
-        if not kind:
-            passed.append(line)
-        elif kind is not drop:
-            special.append((kind, line, value))
-    _read_special(parsed, special)
+    kinds = _request_kinds
+    passed = [line for line, name, _ in fields if kinds[name] >= _PASSED]
+    parsed = RequestHead(method, target, 1 if minor_text == b"1" else 0, passed)
+    _read_special(parsed, [(kind, value) for _, name, value in fields if (kind := kinds[name])])
     return parsed
 
 
-def _read_special(head: RequestHead, special: list[tuple[Kind, bytes, bytes]]) -> None:
-    seen_host = seen_length = seen_coding = seen_authorization = seen_api_key = False
+def _read_special(head: RequestHead, special: list[tuple[Kind, bytes]]) -> None:
+    """Everything that is not only passed on, in the order in which it came."""
+    has_length = has_coding = has_api_key = False
+    head.keep_alive = head.minor == 1
     nominated: list[bytes] = []
-    for kind, line, raw in special:
+    for kind, raw in special:
         value = raw.rstrip(b" \t")
-        if kind is Kind.HOST:
-            if seen_host or _HOST.fullmatch(value) is None:
+        if kind is _IS_HOST:
+            if head.host or (value not in _good_hosts and not _is_good_host(value)):
                 raise HeadError(400, "Host is repeated or malformed.")
-            seen_host, head.host = True, value
-        elif kind is Kind.AUTHORIZATION:
-            if seen_authorization:
+            head.host = value
+        elif kind is _IS_AUTHORIZATION:
+            if head.scheme is _IS_AUTHORIZATION:
                 raise HeadError(400, "Authorization is repeated.")
-            seen_authorization, head.token, head.scheme = True, value, Kind.AUTHORIZATION
-        elif kind is Kind.API_KEY:
-            if seen_api_key:
-                raise HeadError(400, "X-Api-Key is repeated.")
-            seen_api_key = True
-            if not seen_authorization:
-                head.token, head.scheme = value, Kind.API_KEY
-        elif kind is Kind.CONTENT_LENGTH:
-            if seen_length or _CONTENT_LENGTH.fullmatch(value) is None:
+            head.token, head.scheme = value, _IS_AUTHORIZATION
+        elif kind is _IS_CONTENT_LENGTH:
+            if has_length or _CONTENT_LENGTH.fullmatch(value) is None:
                 raise HeadError(400, "Content-Length is repeated or malformed.")
-            seen_length, head.length = True, int(value)
-        elif kind is Kind.TRANSFER_ENCODING:
-            _check_coding(value, seen_coding, head.minor)
-            seen_coding = True
-        elif kind is Kind.CONNECTION:
+            has_length, head.length = True, int(value)
+        elif kind is _IS_CONNECTION:
             nominated += _connection_options(value)
+        elif kind is Kind.API_KEY:
+            if has_api_key:
+                raise HeadError(400, "X-Api-Key is repeated.")
+            has_api_key = True
+            if head.scheme is None:
+                head.token, head.scheme = value, Kind.API_KEY
+        elif kind is Kind.TRANSFER_ENCODING:
+            _check_coding(value, has_coding, head.minor)
+            has_coding = True
         elif kind is Kind.EXPECT:
             if value.lower() != b"100-continue":
                 raise HeadError(417, "The only expectation that can be met is 100-continue.")
             head.expects_continue = head.minor == 1
-        else:
+        elif kind is not Kind.DROP:
             _read_attribution(head, kind, value)
-            head.fields.append(line)
-    if seen_coding:
-        if seen_length:
+    if has_coding:
+        if has_length:
             raise HeadError(400, "Content-Length and Transfer-Encoding exclude each other.")
         head.length = CHUNKED
-    head.is_framed = seen_length or seen_coding
-    if not seen_host and head.minor == 1:
+    head.is_framed = has_length or has_coding
+    if not head.host and head.minor == 1:
         raise HeadError(400, "Host is missing.")
     if nominated:
         _obey_connection(head, nominated)
+
+
+def _is_good_host(value: bytes) -> bool:
+    if _HOST.fullmatch(value) is None:
+        return False
+    if len(_good_hosts) < _MEMO_SIZE_MAX:
+        _good_hosts.add(value)
+    return True
 
 
 def _read_attribution(head: RequestHead, kind: Kind, value: bytes) -> None:
@@ -293,9 +301,15 @@ def _obey_connection(head: RequestHead, options: list[bytes]) -> None:
         head.keep_alive = False
     elif b"keep-alive" in options:
         head.keep_alive = True
+    head.fields = _without(head.fields, options)
+
+
+def _without(lines: list[bytes], options: list[bytes]) -> list[bytes]:
+    """The lines whose names Connection does not nominate."""
     names = {option for option in options if option not in (b"close", b"keep-alive")}
-    if names:
-        head.fields = [line for line in head.fields if line.partition(b":")[0].lower() not in names]
+    if not names:
+        return lines
+    return [line for line in lines if line.partition(b":")[0].lower() not in names]
 
 
 def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
@@ -307,42 +321,38 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
     fields = _FIELDS.findall(block)
     if len(fields) > field_count_max:
         raise HeadError(502, f"The upstream's head has more than {field_count_max} fields.")
-    minor = 1 if minor_text == b"1" else 0
+    kinds = _response_kinds
     length = CLOSE_DELIMITED
-    keep_alive = minor == 1
-    passed: list[bytes] = []
+    keep_alive = minor_text == b"1"
+    all_pass = True
     nominated: list[bytes] = []
-    kind_of = _response_kind
-    for line, name, value in fields:
-        kind = kind_of[name]
-        if not kind:
-            passed.append(line)
-        elif kind is Kind.CONTENT_LENGTH:
+    for kind, value in [(kind, value) for _, name, value in fields if (kind := kinds[name])]:
+        if kind is _IS_CONTENT_LENGTH:
             text = value.rstrip(b" \t")
             if length != CLOSE_DELIMITED or _CONTENT_LENGTH.fullmatch(text) is None:
                 raise HeadError(502, "The upstream's framing is repeated, contradictory or malformed.")
             length = int(text)
-            passed.append(line)
-        elif kind is Kind.TRANSFER_ENCODING:
-            if length != CLOSE_DELIMITED or minor == 0 or value.rstrip(b" \t").lower() != b"chunked":
-                raise HeadError(502, "The upstream's framing is repeated, contradictory or malformed.")
-            length = CHUNKED
-        elif kind is Kind.CONNECTION:
+            continue
+        all_pass = False
+        if kind is _IS_CONNECTION:
             if value == b"keep-alive":
                 keep_alive = True
             else:
                 nominated += _connection_options(value.rstrip(b" \t"))
+        elif kind is Kind.TRANSFER_ENCODING:
+            if length != CLOSE_DELIMITED or minor_text == b"0" or value.rstrip(b" \t").lower() != b"chunked":
+                raise HeadError(502, "The upstream's framing is repeated, contradictory or malformed.")
+            length = CHUNKED
+    if all_pass:
+        return ResponseHead(int(status_digits), status_text, block, length, keep_alive)
+    passed = [line for line, name, _ in fields if kinds[name] in _ANSWERED]
     if nominated:
         if b"close" in nominated:
             keep_alive = False
         elif b"keep-alive" in nominated:
             keep_alive = True
-        names = {option for option in nominated if option not in (b"close", b"keep-alive")}
-        if names:
-            passed = [line for line in passed if line.partition(b":")[0].lower() not in names]
-    if len(passed) != len(fields):
-        block = b"".join(passed)
-    return ResponseHead(int(status_digits), status_text, block, length, keep_alive)
+        passed = _without(passed, nominated)
+    return ResponseHead(int(status_digits), status_text, b"".join(passed), length, keep_alive)
 
 
 def _why_refused(head: bytes) -> HeadError:
