@@ -207,6 +207,30 @@ async def opened(addresses: Addresses) -> AsyncIterator[Installation]:
             await database.close()
 
 
+_SIGNS_OF_A_DEFECT = (
+    "Traceback",
+    "exception",
+    "unexpected_error",
+    "Task was destroyed",
+    "never retrieved",
+    "RuntimeWarning",
+)
+
+
+def logs_in(directory: Path) -> list[Path]:
+    """What the processes have logged there."""
+    return [path for path in directory.rglob("*.log") if path.stat().st_size]
+
+
+def check_logs(directory: Path) -> None:
+    """No process has met anything that it did not expect."""
+    for log in logs_in(directory):
+        text = log.read_text(errors="replace")
+        for sign in _SIGNS_OF_A_DEFECT:
+            place = text.find(sign)
+            assert place < 0, f"{log.name} of {log.parent.name}: {text[max(0, place - 500) : place + 1500]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """One more gateway of an installation."""

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from tests.system.git_host import GitHost
 from tests.system.installation import Installation, Workload
 from tests.system.recording_upstream import RecordingUpstream
 
 CLIENT_TIMEOUT_S = 60.0
+QUESTION = ChatCompletionUserMessageParam(role="user", content="May I pass?")
 
 
 async def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
@@ -101,26 +103,27 @@ async def test_curl_reuses_its_connection(installation: Installation, upstream: 
 
 async def test_the_openai_sdk_completes_and_streams(installation: Installation) -> None:
     workload = await installation.workload()
-    messages = [{"role": "user", "content": "May I pass?"}]
     base_url = f"{installation.addresses.gateway}/v1"
     async with openai.AsyncOpenAI(api_key=workload.token, base_url=base_url, max_retries=0) as client:
-        whole = await client.chat.completions.create(model="demo", messages=messages)  # type: ignore[call-overload]
-        assert whole.choices[0].message.content.startswith("Yes.")
+        whole = await client.chat.completions.create(model="demo", messages=[QUESTION])
+        said = whole.choices[0].message.content
+        assert said is not None
+        assert said.startswith("Yes.")
+        assert whole.usage is not None
         assert whole.usage.completion_tokens > 0
-        stream = await client.chat.completions.create(model="demo", messages=messages, stream=True)  # type: ignore[call-overload]
+        stream = await client.chat.completions.create(model="demo", messages=[QUESTION], stream=True)
         pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
-        assert "".join(pieces).strip() == whole.choices[0].message.content
+        assert "".join(pieces).strip() == said
     rows = await installation.settled(workload.tag)
     assert [(row["route"], row["status"], row["cost"]) for row in rows] == [("models", 200, 100_000)] * 2
 
 
 async def test_the_openai_sdk_reads_our_refusals_as_its_own_errors(installation: Installation) -> None:
     workload = await installation.workload("0.05")
-    messages = [{"role": "user", "content": "May I pass?"}]
     base_url = f"{installation.addresses.gateway}/v1"
     async with openai.AsyncOpenAI(api_key=workload.token, base_url=base_url, max_retries=0) as client:
         with pytest.raises(openai.APIStatusError) as refusal:
-            await client.chat.completions.create(model="demo", messages=messages)  # type: ignore[call-overload]
+            await client.chat.completions.create(model="demo", messages=[QUESTION])
         assert refusal.value.status_code == 402
         assert refusal.value.code == "budget_exceeded"
         assert refusal.value.type == "insufficient_quota"

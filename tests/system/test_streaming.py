@@ -174,11 +174,8 @@ async def test_a_stream_reaches_the_client_as_it_is_made(
 ) -> None:
     workload = await installation.workload()
     url = f"{installation.addresses.gateway}/free/stream/5/0.2"
-    arrived = []
     async with installation.http.get(url, headers=workload.bearer) as answer:
-        async for line in answer.content:
-            if line.strip():
-                arrived.append(time.monotonic())
+        arrived = [time.monotonic() async for line in answer.content if line.strip()]
     assert len(arrived) == 5
     assert arrived[-1] - arrived[0] > 0.6, "the events came all at once"
     (seen,) = upstream.of(workload.key)
