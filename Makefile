@@ -38,7 +38,7 @@ format: setup ## rewrite the sources as `check` wants them
 
 bench: setup ## the gateway beside its peers: CPU microseconds a request
 	@deploy/setup.sh commands wrk nginx haproxy
-	@deploy/setup.sh packages libnginx-mod-http-lua lua-nginx-redis
+	@deploy/setup.sh packages libnginx-mod-http-lua lua-nginx-redis lua-cjson
 	@$(BIN)/python -m tests.benchmark $(ARGS)
 
 lock: ## write deploy/locks/*.lock anew from pyproject.toml (needs uv; UPGRADE=--upgrade for newer versions)

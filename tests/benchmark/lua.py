@@ -1,9 +1,9 @@
 """nginx + Lua + lua-nginx-redis doing the whole job: how API gateways on nginx (Kong, APISIX) are built.
 
-It sends the very same scripts with the same arguments and an event of the same size as Tollkeeper's gateway does. Where
-the two differ, the peer is favoured: its Lua has no keyed BLAKE2b, so the digest is HMAC-SHA1 out of nginx's own C; its
-event is put together from strings instead of being encoded; it measures nothing, extends no hold and keeps no metrics.
-A socket cannot be used in the log phase, so it settles from a timer of zero seconds, as those gateways do.
+It sends the very same scripts with the same arguments and an event with the same fields as Tollkeeper's gateway does, encodes
+it with cjson and keeps the same counts and histograms, as the plugins of those gateways do. Where the two differ, the peer is
+favoured: its Lua has no keyed BLAKE2b, so the digest is HMAC-SHA1 out of nginx's own C; it extends no hold. A socket cannot be
+used in the log phase, so it settles from a timer of zero seconds, as those gateways do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 
 from control.embedded import free_port
 from gateway.contract import scripts
-from gateway.contract.usage_event import UsageEvent
 from tests.benchmark import nginx, rules
 from tests.benchmark.contender import Contender
 from tests.benchmark.processes import BenchmarkFailed, Child, accepts, program
@@ -25,6 +24,11 @@ _MODULES = tuple(
 )
 _LIBRARIES = Path("/usr/share/lua/5.1")
 _REDIS_CLIENT = _LIBRARIES / "nginx" / "redis.lua"
+
+
+def _cjson() -> Path | None:
+    """Where Debian's lua-cjson put its library: the folder depends on the processor."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/lua/5.1/cjson.so"))), None)
 
 
 class NginxLua(Contender):
@@ -40,8 +44,10 @@ class NginxLua(Contender):
         if program("nginx") is None:
             return "nginx is not installed"
         missing = [path.name for path in (*_MODULES, _REDIS_CLIENT) if not path.is_file()]
+        if _cjson() is None:
+            missing.append("cjson.so")
         return (
-            f"libnginx-mod-http-lua or lua-nginx-redis is not installed ({', '.join(missing)})"
+            f"libnginx-mod-http-lua, lua-nginx-redis or lua-cjson is not installed ({', '.join(missing)})"
             if missing
             else None
         )
@@ -71,14 +77,15 @@ class NginxLua(Contender):
             "@SETTLE@": scripts.SETTLE.sha,
             "@ROUTE@": rules.ROUTE,
             "@PRICE@": str(rules.PRICE_MICROCREDITS),
-            "@EVENT@": _event_template(),
         }
         for mark, fact in facts.items():
             source = source.replace(mark, fact)
         module = rig.folder / "whole_job.lua"
         module.touch(mode=0o600)
         module.write_text(source)
+        cjson = _cjson()
         http = f"""  lua_package_path "{rig.folder}/?.lua;{_LIBRARIES}/?.lua;;";
+  lua_package_cpath "{cjson.parent if cjson else ""}/?.so;;";
   lua_max_pending_timers 4096;
   lua_max_running_timers 2048;
   init_by_lua_block {{ whole_job = require "whole_job" }}
@@ -92,21 +99,3 @@ class NginxLua(Contender):
   }}
 """
         return nginx.write_configuration(rig.folder, self.name, http, _MODULES)
-
-
-def _event_template() -> str:
-    """A usage event as the gateway encodes it, with `$name` where Lua puts its own values."""
-    event = UsageEvent(
-        request_id="$request", admitted_at_ms=-1, ended_at_ms=-2, organization="$tag", account="$account",
-        account_name="$account_name", account_kind="service-account", key="$key", route=rules.ROUTE, method="$method",
-        path="$path", status=-3, outcome="completed", bytes_in=-4, bytes_out=-5, upstream_ms=-6, total_ms=-7,
-        held=rules.PRICE_MICROCREDITS, cost=rules.PRICE_MICROCREDITS, windows=(-8, -9, -10),
-    )  # fmt: skip
-    names = {
-        -1: "admitted_at", -2: "ended_at", -3: "status", -4: "bytes_in", -5: "bytes_out", -6: "upstream_ms",
-        -7: "total_ms", -8: "key_window", -9: "account_window", -10: "organization_window",
-    }  # fmt: skip
-    template = event.encode().decode()
-    for number in sorted(names):
-        template = template.replace(str(number), f"${names[number]}")
-    return template
