@@ -140,6 +140,7 @@ _IS_AUTHORIZATION: Final = Kind.AUTHORIZATION
 _IS_CONTENT_LENGTH: Final = Kind.CONTENT_LENGTH
 _IS_CONNECTION: Final = Kind.CONNECTION
 _ANSWERED: Final = frozenset((Kind.PASS, Kind.CONTENT_LENGTH))
+_NEVER_NOMINATED: Final = frozenset((b"close", b"keep-alive", b"content-length"))
 
 
 @dataclass(slots=True)
@@ -305,8 +306,9 @@ def _obey_connection(head: RequestHead, options: list[bytes]) -> None:
 
 
 def _without(lines: list[bytes], options: list[bytes]) -> list[bytes]:
-    """The lines whose names Connection does not nominate."""
-    names = {option for option in options if option not in (b"close", b"keep-alive")}
+    """The lines whose names Connection does not nominate. Content-Length stays: without it nobody could tell where the
+    body ends."""
+    names = {option for option in options if option not in _NEVER_NOMINATED}
     if not names:
         return lines
     return [line for line in lines if line.partition(b":")[0].lower() not in names]
