@@ -1,6 +1,6 @@
 """One pipelined connection to one Redis node: the only Redis I/O of the hot path. Acts.
 
-All commands of one loop tick leave in one write (uvloop gathers what is written until its tick ends), and replies are matched
+All commands of one loop tick leave in one write (a transport would send the first at once), and replies are matched
 by order, so a command costs an append and a callback instead of a future and a system call. Redis answers in order on a
 connection; therefore a connection on which a wait ran out, or whose bytes are not RESP, is closed and never used again:
 nobody can be handed somebody else's reply.
@@ -97,7 +97,8 @@ class _Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
         self._transport: asyncio.WriteTransport | None = None
-        self._lingering: list[bytes] = []
+        self._outbox: list[bytes] = []
+        self._is_flush_due = False
         self._late_flush: asyncio.TimerHandle | None = None
         self.waiting: deque[OnReply] = deque()
         self.sent = 0
@@ -107,23 +108,25 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's do not derive from asyncio's
 
     def send(self, pieces: Sequence[bytes], on_reply: OnReply, may_wait: bool) -> None:
+        self._outbox.extend(pieces)
         self.waiting.append(on_reply)
         self.sent += 1
         if may_wait:
-            self._lingering.extend(pieces)
-            if self._late_flush is None:
+            if self._late_flush is None and not self._is_flush_due:
                 self._late_flush = self._loop.call_later(_COMPANY_WAIT_S, self._flush_late)
-        elif self._transport is not None:
-            if self._lingering:
-                self._lingering.extend(pieces)
-                pieces, self._lingering = self._lingering, []
-            self._transport.write(b"".join(pieces))
+        elif not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
 
     def _flush_late(self) -> None:
         self._late_flush = None
-        if self._lingering and self._transport is not None:
-            self._transport.write(b"".join(self._lingering))
-            self._lingering.clear()
+        self._flush()
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        if self._outbox and self._transport is not None:
+            self._transport.write(b"".join(self._outbox))
+            self._outbox.clear()
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -144,7 +147,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._lingering.clear()
+        self._outbox.clear()
         lost = PipeLost(str(exc) if exc else "the connection closed")
         while self.waiting:
             self.waiting.popleft()(lost)
