@@ -85,7 +85,7 @@ class ChunkedReader:
 
     def _read_trailers(self, data: bytes, position: int) -> int:
         match = _TRAILERS.match(data, position)
-        if match is not None:
+        if match is not None and match.end() - position <= TRAILERS_LENGTH_MAX:
             self.done = True
             self.rest = data[match.end() :]
             return match.end()
