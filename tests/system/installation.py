@@ -209,7 +209,7 @@ async def opened(addresses: Addresses) -> AsyncIterator[Installation]:
 
 _SIGNS_OF_A_DEFECT = (
     "Traceback",
-    "exception",
+    '"exception":',
     "unexpected_error",
     "Task was destroyed",
     "never retrieved",
