@@ -10,7 +10,7 @@ import base64
 import binascii
 from typing import Final
 
-from gateway.http1.head import Kind
+from gateway.http1.fields import Kind
 
 CREDENTIALS_LENGTH_MAX: Final = 512
 
