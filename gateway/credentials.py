@@ -23,7 +23,7 @@ def token_in(scheme: Kind | None, value: bytes | None) -> bytes | None:
         return b""
     if scheme is Kind.API_KEY:
         return value
-    if value[:7] == b"Bearer ":
+    if value[:10] == b"Bearer tk_":  # as nearly everybody writes it
         return value[7:]
     word, _, rest = value.partition(b" ")
     word = word.lower()
