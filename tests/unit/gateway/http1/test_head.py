@@ -2,11 +2,11 @@
 
 import pytest
 
+from gateway.http1.fields import Kind
 from gateway.http1.head import (
     CHUNKED,
     CLOSE_DELIMITED,
     HeadError,
-    Kind,
     RequestHead,
     ResponseHead,
     find_head_end,
