@@ -39,7 +39,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept", "_left",
-        "_proxy", "_reads_body", "_transport", "address", "is_read_paused", "is_write_paused",
+        "_proxy", "_reads_body", "_scanned", "_transport", "address", "is_read_paused", "is_write_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy) -> None:
@@ -47,6 +47,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._kept = b""
+        self._scanned = 0
         self._reads_body = False
         self._left = 0
         self._chunks: ChunkedReader | None = None
@@ -229,18 +230,19 @@ class ClientConnection(asyncio.Protocol):
             self._read_head(self._kept)
 
     def _read_head(self, data: bytes) -> None:
-        if data.startswith(b"\r\n"):  # RFC 9112 §2.2: an empty line before a request is ignored, one of them
-            data = data[2:]
+        start = (
+            2 if data.startswith(b"\r\n") else 0
+        )  # RFC 9112 §2.2: one empty line before a request is ignored
         settings = self._proxy.settings
-        end = find_head_end(data)
+        end = find_head_end(data, max(start, self._scanned))
         if end < 0 or end > settings.head_bytes_max:
-            self._on_unfinished_head(data)
+            self._on_unfinished_head(data, start)
             return
         rest = data[end:]
-        self._kept = b""
+        self._kept, self._scanned = b"", 0
         try:
             head = parse_request(
-                data[:end],
+                data[start:end],
                 field_count_max=settings.field_count_max,
                 target_length_max=settings.target_bytes_max,
             )
@@ -267,9 +269,9 @@ class ClientConnection(asyncio.Protocol):
         if rest and self._reads_body:
             self._read_body(rest)
 
-    def _on_unfinished_head(self, data: bytes) -> None:
+    def _on_unfinished_head(self, data: bytes, start: int) -> None:
         settings = self._proxy.settings
-        line_end = data.find(b"\r\n")
+        line_end = data.find(b"\r\n", start)
         try:
             if len(data) > settings.head_bytes_max:
                 if line_end < 0 or line_end > settings.target_bytes_max + 64:
@@ -277,14 +279,14 @@ class ClientConnection(asyncio.Protocol):
                         414, f"The request target is longer than {settings.target_bytes_max} bytes."
                     )
                 raise HeadError(431, f"The head is longer than {settings.head_bytes_max} bytes.")
-            reject_early(data)
+            reject_early(data, start, self._scanned)
         except HeadError as error:
             self._proxy.metrics.events["bad_head"] += 1
             self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
             return
-        if not self._kept:
+        if not self._scanned:
             self._deadline = self._proxy.loop.time() + settings.head_timeout_s
-        self._kept = data
+        self._kept, self._scanned = data, max(len(data) - 3, 1)
 
     def _refuse_unrouted(self, head: RequestHead, rest: bytes) -> None:
         self._proxy.metrics.refusals[("", Reason.NO_SUCH_ROUTE.value)] += 1
@@ -359,7 +361,9 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.close()
         elif rest:
             self._kept = rest
-            self._read_kept()
+            self._proxy.loop.call_soon(
+                self._read_kept
+            )  # not at once: as many could be refused as fit into one read
 
     # -- answers of the gateway's own
 
