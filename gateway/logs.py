@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 import structlog
 
 LINES_KEPT_MAX: Final = 50_000
+_SHARE_OF_ONE: Final = 1_000_000_000
 _FLUSH_INTERVAL_S: Final = 0.1
 
 
@@ -40,8 +41,8 @@ class AccessLog:
     """
 
     def __init__(self, fraction: float, stream: BinaryIO | None = None) -> None:
-        self._fraction = fraction
-        self._due = 0.0
+        self._share = round(fraction * _SHARE_OF_ONE)  # whole: adding up 0.1 ten times is less than 1
+        self._due = 0
         self._stream = stream or sys.stdout.buffer
         self._lines: deque[bytes] = deque()
         self._closed = threading.Event()
@@ -56,10 +57,10 @@ class AccessLog:
         """Whether this request is one of those to be written; to be asked once a request."""
         if not self.is_on:
             return False
-        self._due += self._fraction
-        if self._due < 1.0:
+        self._due += self._share
+        if self._due < _SHARE_OF_ONE:
             return False
-        self._due -= 1.0
+        self._due -= _SHARE_OF_ONE
         return True
 
     def write(self, line: bytes) -> None:
