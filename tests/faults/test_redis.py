@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
+from control.embedded import wait_until
 from tests.faults.load import load
 from tests.faults.stack import Stack, hang, wake
 from tests.faults.test_killed import every_request_has_its_row
-from tests.system.installation import Installation
+from tests.system.installation import Installation, Workload, another_gateway, with_other_secret
 from tests.system.recording_upstream import RecordingUpstream
 
 ANSWER_S_MAX = 2.0
@@ -33,6 +35,36 @@ async def test_a_redis_that_is_restarted_under_load_costs_no_row_and_gives_no_fr
     assert max(each.ended - each.began for each in running.outcomes) < ANSWER_S_MAX
     rows = await every_request_has_its_row(installation, workload, fault_upstream)
     assert len(rows) >= running.counted()[200]
+
+
+async def test_what_ends_while_redis_is_away_is_settled_by_its_gateway_when_it_is_back(
+    stack: Stack, installation: Installation, fault_upstream: RecordingUpstream
+) -> None:
+    workload = await installation.workload()
+    directory = stack.directory
+    with another_gateway(
+        stack.redis.url,
+        directory / "pepper",
+        directory / "another.log",
+        directory / "routes.toml",
+        hold_ttl_s="60",
+    ) as gateway:
+        url = f"{gateway.url}/priced/sleep/1"
+        asked = [asyncio.create_task(get(installation, url, workload)) for _ in range(10)]
+        await wait_until(lambda: len(fault_upstream.of(workload.key)) == 10, 5, "the requests to arrive")
+        await stack.redis.stop()
+        assert set(await asyncio.gather(*asked)) == {200}
+        await stack.redis.start()
+        rows = await every_request_has_its_row(installation, workload, fault_upstream)
+    assert [(row["outcome"], row["status"], row["cost"]) for row in rows] == [
+        ("completed", 200, 100_000)
+    ] * 10
+
+
+async def get(installation: Installation, url: str, workload: Workload) -> int:
+    async with installation.http.get(url, headers=workload.bearer) as answer:
+        await answer.read()
+        return answer.status
 
 
 @pytest.mark.slow
@@ -104,10 +136,7 @@ async def test_a_key_unknown_to_a_worker_is_recognised_by_its_hash_after_a_flush
     await stack.start_process("gateway")
     answers = await asyncio.gather(*(installation.ask(workload, "/priced/") for _ in range(20)))
     assert sorted(status for status, _ in answers) == [200] + [402] * 19
-    wrong = workload.token[:-7] + "0000000"
-    async with installation.http.get(
-        f"{stack.addresses.gateway}/priced/", headers={"Authorization": f"Bearer {wrong}"}
-    ) as answer:
-        assert answer.status == 401
+    wrong = replace(workload, token=with_other_secret(workload.token))
+    assert await get(installation, f"{stack.addresses.gateway}/priced/", wrong) == 401
     rows = await every_request_has_its_row(installation, workload, fault_upstream)
     assert len(rows) == 2

@@ -20,9 +20,10 @@ import psutil
 import redis.asyncio
 
 from control.embedded import wait_until
-from gateway.contract.ids import LEVELS, AccountId, KeyId, OrganizationTag
+from gateway.contract.ids import KEY_ID_LENGTH, LEVELS, AccountId, KeyId, OrganizationTag
 from gateway.contract.layout import Layout
 from gateway.contract.records import COUNTER_FIELDS, read_counters
+from gateway.contract.token import PREFIX, SECRET_LENGTH, checksum
 from tests.system.running import environment
 
 SETTLED_TIMEOUT_S = 30.0
@@ -53,6 +54,13 @@ class Workload:
     @property
     def principal(self) -> str:
         return f"service-account/{self.organization_name}/{self.account_name}"
+
+
+def with_other_secret(token: str) -> str:
+    """A well-formed token of the same key whose secret is wrong."""
+    start = len(PREFIX) + KEY_ID_LENGTH + 1
+    body = token[:start] + secrets.token_hex(SECRET_LENGTH)[:SECRET_LENGTH]
+    return body + checksum(body.encode())
 
 
 @dataclass(frozen=True, slots=True)

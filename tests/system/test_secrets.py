@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import psutil
 
 from control.embedded import wait_until
 from gateway.contract.ids import KEY_ID_LENGTH
-from gateway.contract.token import PATTERN, PREFIX, SECRET_LENGTH, checksum
-from tests.system.installation import Installation, Workload
+from gateway.contract.token import PATTERN, PREFIX, SECRET_LENGTH
+from tests.system.installation import Installation, Workload, with_other_secret
 from tests.system.recording_upstream import RecordingUpstream
 from tests.system.running import Running
 from tests.system.wire import request, wire
@@ -35,13 +34,6 @@ def forms(secret: str) -> Iterator[bytes]:
     for shift in range(3):
         encoded = base64.b64encode(b" " * shift + secret.encode())
         yield encoded[4:-4]
-
-
-def with_other_secret(token: str) -> str:
-    """A well-formed token of the same key whose secret is wrong."""
-    start = len(PREFIX) + KEY_ID_LENGTH + 1
-    body = token[:start] + secrets.token_hex(SECRET_LENGTH)[:SECRET_LENGTH]
-    return body + checksum(body.encode())
 
 
 async def say(installation: Installation, data: bytes) -> None:
