@@ -101,7 +101,7 @@ def test_a_reader_that_is_gone_turns_the_log_off_and_breaks_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb", buffering=0) as stream:
-        log = AccessLog(1.0, stream)  # type: ignore[arg-type]
+        log = AccessLog(1.0, stream)
         assert log.wants_line()
         log.write(b"{}")
         wait_until(lambda: not log.is_on)

@@ -124,7 +124,7 @@ def test_every_family_is_there_before_the_first_request() -> None:
 
 @given(snapshots())
 def test_labels_come_from_bounded_sets(snapshot: Snapshot) -> None:
-    bounds = {
+    bounds: dict[str, set[str]] = {
         "route": {"", *ROUTES}, "outcome": set(OUTCOMES), "status_class": {"none", "1xx", "2xx", "3xx", "4xx", "5xx"},
         "reason": {reason.value for reason in Reason}, "event": {"bad_head", "redis_lost"},
     }  # fmt: skip
