@@ -56,7 +56,11 @@ class RedisAddress:
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
         """Raises ValueError with words that do not repeat the password."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # its words repeat what they could not read, which may be a part of the password
+            raise ValueError("the Redis URL has an invalid host or port") from None
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("a Redis URL begins with redis://, rediss:// or unix://")
         database = parts.path.strip("/") if parts.scheme != "unix" else ""
@@ -64,7 +68,7 @@ class RedisAddress:
             raise ValueError("what follows the host in a Redis URL is the database's number")
         return cls(
             host=parts.hostname or "127.0.0.1",
-            port=parts.port or 6379,
+            port=port or 6379,
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
             database=int(database or 0),
