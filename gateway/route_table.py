@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv6Address
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -30,6 +32,8 @@ from gateway.pricing import Price
 from gateway.routing import Dialect, Route, RouteTable, Timeouts, Upstream
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
+_LABEL: Final = r"[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?"
+_HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}")
 
 
@@ -125,14 +129,20 @@ class _RouteEntry(_Strict):
     @field_validator("path")
     @classmethod
     def _is_path(cls, path: str) -> str:
-        try:
-            raw = path.encode("ascii")
-            normal = normalise(b"GET", raw, b"").path
-        except (UnicodeEncodeError, HeadError) as error:
-            raise ValueError(f"{path!r} is not a path: {error}") from None
-        if normal != raw:
-            raise ValueError(f"{path!r} is not in normal form: write {normal.decode()!r}")
+        normal_path(path)
         return path
+
+    @field_validator("host")
+    @classmethod
+    def _is_host(cls, host: str | None) -> str | None:
+        if host is None:
+            return None
+        name = host.lower()
+        if not (_is_ipv6(name[1:-1]) if name[:1] + name[-1:] == "[]" else _HOST_NAME.fullmatch(name)):
+            raise ValueError(
+                f"{host!r} is not a host's name or address: write it without scheme, port and path"
+            )
+        return name
 
     @field_validator("methods")
     @classmethod
@@ -154,7 +164,7 @@ class _RouteEntry(_Strict):
             name=self.name,
             path=self.path.encode("ascii"),
             upstream=parse_upstream(self.upstream[0]),
-            host=self.host.lower().encode("ascii") if self.host else None,
+            host=self.host.encode("ascii") if self.host else None,
             methods=frozenset(method.encode() for method in self.methods) if self.methods else None,
             strip_path=self.strip_path,
             hold=self.price.request if self.hold is None else self.hold,
@@ -166,19 +176,43 @@ class _RouteEntry(_Strict):
 
 
 def parse_upstream(url: str) -> Upstream:
-    """An upstream's URL: http or https, a host, perhaps a port and a path. Raises ValueError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("an upstream's URL has no user, password, query or fragment")
+    """An upstream's URL: http or https, a host, perhaps a port and a path. Raises ValueError, which repeats no password."""
+    shown = "what is given" if "@" in url else repr(url)
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        path = parts.path.rstrip("/").encode("ascii")
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError(f"{url!r} has an invalid port or path") from None
+        raise ValueError(f"{shown} has an invalid host or port") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"{shown} is not an http:// or https:// URL")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("an upstream's URL has no user, password, query or fragment")
+    if port == 0 or not (_is_ipv6(host) if ":" in host else _HOST_NAME.fullmatch(host)):
+        raise ValueError(f"{shown} has an invalid host or port")
     scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
-    return Upstream(scheme, parts.hostname, port, path)
+    return Upstream(
+        scheme, host, port or (443 if scheme == "https" else 80), normal_path(parts.path or "/").rstrip(b"/")
+    )
+
+
+def normal_path(path: str) -> bytes:
+    """A path that is written in the form that requests are matched in. Raises ValueError."""
+    try:
+        raw = path.encode("ascii")
+        normal = normalise(b"GET", raw, b"").path
+    except (UnicodeEncodeError, HeadError) as error:
+        raise ValueError(f"{path!r} is not a path: {error}") from None
+    if normal != raw:
+        raise ValueError(f"{path!r} is not in normal form: write {normal.decode()!r}")
+    return raw
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def load_routes(path: Path) -> RouteTable:
@@ -205,9 +239,21 @@ def load_routes(path: Path) -> RouteTable:
         for name, count in Counter(route.name for route in routes).items()
         if count > 1
     ]
+    problems += [f"{path}: {words}." for words in _shadowed(routes)]
     if problems:
         raise SettingsError(problems)
     return RouteTable(routes)
+
+
+def _shadowed(routes: Sequence[Route]) -> Iterator[str]:
+    """Pairs of which the second is never asked for some of its requests, whatever it costs."""
+    for first, second in combinations(routes, 2):
+        if first.path.rstrip(b"/") != second.path.rstrip(b"/") or first.host != second.host:
+            continue
+        if first.methods == second.methods or (first.methods or frozenset()) & (
+            second.methods or frozenset()
+        ):
+            yield f"routes {first.name!r} and {second.name!r} answer the same requests"
 
 
 def sentence(where: str, problem: Mapping[str, Any]) -> str:
