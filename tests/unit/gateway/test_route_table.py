@@ -1,0 +1,195 @@
+"""The route table: every word of the design is understood, and everything wrong with a file is said at once."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.contract.money import Microcredits
+from gateway.pricing import Price
+from gateway.route_table import SettingsError, load_routes, parse_upstream
+from gateway.routing import Route, RouteTable, Timeouts, Upstream
+
+EVERY_WORD = """
+[[route]]
+name = "models"
+path = "/v1/"
+host = "Models.Example"
+methods = ["POST", "M-SEARCH"]
+upstream = ["https://10.0.0.4:8443/base/"]
+strip_path = true
+hold = "0.10"
+price.request = "0.001"
+price.kib_in = "0.0001"
+price.kib_out = "0.0002"
+price.second = "0.003"
+errors = "openai"
+quota_status = 429
+timeouts = { connect_s = 2, first_byte_s = 61, between_bytes_s = 62.5 }
+"""
+SMALLEST = '[[route]]\nname = "a"\npath = "/"\nupstream = "http://a"\n'
+
+
+def table(tmp_path: Path, text: str) -> RouteTable:
+    path = tmp_path / "routes.toml"
+    path.write_text(text)
+    return load_routes(path)
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        table(tmp_path, text)
+    said = caught.value.problems
+    assert all(str(tmp_path) in problem and problem.endswith(".") for problem in said)
+    return [problem.replace(f"{tmp_path / 'routes.toml'}: ", "") for problem in said]
+
+
+def test_every_word_of_the_design_is_understood(tmp_path: Path) -> None:
+    assert table(tmp_path, EVERY_WORD).routes == (
+        Route(
+            name="models", path=b"/v1/", upstream=Upstream("https", "10.0.0.4", 8443, b"/base"), host=b"models.example",
+            methods=frozenset((b"POST", b"M-SEARCH")), strip_path=True, hold=Microcredits(100_000),
+            price=Price(Microcredits(1000), Microcredits(100), Microcredits(200), Microcredits(3000)),
+            errors="openai", quota_status=429, timeouts=Timeouts(2, 61, 62.5),
+        ),
+    )  # fmt: skip
+
+
+def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
+    (route,) = table(tmp_path, SMALLEST).routes
+    assert route == Route("a", b"/", Upstream("http", "a", 80))
+
+
+def test_a_hold_is_the_price_of_a_request_unless_it_is_given(tmp_path: Path) -> None:
+    assert table(tmp_path, SMALLEST + 'price.request = "2"').routes[0].hold == 2_000_000
+    assert table(tmp_path, SMALLEST + 'hold = "3"\nprice.request = "2"').routes[0].hold == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("price.meters = [{ unit = 'tokens', json = '/usage', per_1000 = '0.6' }]", "not supported yet"),
+        ("price.meters = [{ unit = 'tokens', header = 'x-tokens', per_1000 = '0.6' }]", "not supported yet"),
+        ("price.request = 0.1", "decimal string"), ("price.request = 1", "decimal string"), ("hold = 0.1", "decimal string"),
+        ("hold = true", "decimal string"), ("hold = '-1'", "not an amount"), ("hold = '1e3'", "not an amount"),
+        ("hold = '0.0000001'", "not an amount"), ("hold = '1000000001'", "largest amount"), ("hold = 'NaN'", "not an amount"),
+        ("hold = '1'\nprice.request = '2'", "hold is less than price.request"),
+        ("price.minute = '1'", "price.minute"), ("colour = 'red'", "colour"), ("timeouts.dns_s = 1", "timeouts.dns_s"),
+        ("timeouts.connect_s = 0", "timeouts.connect_s"), ("timeouts.first_byte_s = -1", "timeouts.first_byte_s"),
+        ("timeouts.between_bytes_s = nan", "timeouts.between_bytes_s"),
+        ("timeouts.first_byte_s = inf", "timeouts.first_byte_s"),
+        ("errors = 'html'", "errors"), ("quota_status = 403", "quota_status"), ("strip_path = 'maybe'", "strip_path"),
+        ("methods = []", "methods"), ("methods = ['post']", "in capitals"), ("methods = ['A B']", "is not a method"),
+        ("methods = 'GET'", "methods"), ("host = 'a:80'", "host"), ("host = 'a/b'", "host"),
+        ("host = 'bücher.example'", "host"),
+        ("host = ''", "host"), ("host = 'a b'", "host"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_named(tmp_path: Path, line: str, words: str) -> None:
+    (said,) = problems(tmp_path, SMALLEST + line)
+    assert said.startswith("route a: ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "v1",
+        "/v1//x",
+        "/./v1",
+        "/v1/..",
+        "/%76",
+        "/%2F",
+        "/ü",
+        "/a?b",
+        "/a#b",
+        "*",
+        "http://a/",
+        "/a b",
+        "/%c3%a9",
+    ],
+)
+def test_a_path_must_be_written_as_requests_are_matched(tmp_path: Path, path: str) -> None:
+    (said,) = problems(tmp_path, f'[[route]]\nname = "a"\npath = "{path}"\nupstream = "http://a"')
+    assert said.startswith("route a: path: ")
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a-", "a/b", "ü", 'a\\"b', "a" * 65])
+def test_a_name_is_safe_as_a_label_and_in_an_event(tmp_path: Path, name: str) -> None:
+    (said,) = problems(tmp_path, f'[[route]]\nname = "{name}"\npath = "/"\nupstream = "http://a"')
+    assert "a route's name is" in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "a", "a:80", "//a", "ftp://a", "http://", "http:///x", "http://u@a", "http://u:p@a", "http://a?x", "http://a#x",
+        "http://a:0x50", "http://a:99999", "http://a/ü", "http://a/b c", "http://a b", "http://bücher.example", "http://[::1",
+        "http://a..b", "http://a/%zz", "http://a/b\\\\c", "http://a:0",
+    ],
+)  # fmt: skip
+def test_an_upstream_is_a_plain_url(tmp_path: Path, url: str) -> None:
+    (said,) = problems(tmp_path, f'[[route]]\nname = "a"\npath = "/"\nupstream = "{url}"')
+    assert said.startswith("route a: upstream: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "upstream"),
+    [
+        ("http://a", Upstream("http", "a", 80)), ("https://A.Example/", Upstream("https", "a.example", 443)),
+        ("HTTP://10.0.0.1:8000/x/y/", Upstream("http", "10.0.0.1", 8000, b"/x/y")),
+        ("http://[::1]:8000", Upstream("http", "::1", 8000)),
+        ("http://service_1.ns.svc", Upstream("http", "service_1.ns.svc", 80)),
+        ("http://a/b%20c", Upstream("http", "a", 80, b"/b%20c")),
+        ("http://xn--bcher-kva.example", Upstream("http", "xn--bcher-kva.example", 80)),
+    ],
+)  # fmt: skip
+def test_an_upstream_is_read_whole(url: str, upstream: Upstream) -> None:
+    assert parse_upstream(url) == upstream
+
+
+def test_several_targets_are_not_supported_yet(tmp_path: Path) -> None:
+    (said,) = problems(tmp_path, '[[route]]\nname = "a"\npath = "/"\nupstream = ["http://a", "http://b"]')
+    assert "several targets are not supported yet" in said
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    said = problems(
+        tmp_path,
+        'colour = 1\n[[route]]\nname = "a"\npath = "v1"\nupstream = "ftp://a"\nhold = 1\n[[route]]\npath = "/"\n[[route]]\n'
+        'name = "c"\npath = "/"\nupstream = "http://c"\n[[route]]\nname = "c"\npath = "/c"\nupstream = "http://c"\n',
+    )
+    assert [problem.rstrip(".").split(": ")[:2] for problem in said] == [
+        ["unknown table or key 'colour'"], ["route a", "path"], ["route a", "upstream"], ["route a", "hold"],
+        ["route #2", "name"], ["route #2", "upstream"], ["2 routes are named 'c'"],
+    ]  # fmt: skip
+
+
+def test_two_routes_that_answer_the_same_requests_are_refused(tmp_path: Path) -> None:
+    """The second would never be asked, whatever it costs."""
+    same = '[[route]]\nname = "b"\npath = "/v1/"\nupstream = "http://b"\n'
+    first = '[[route]]\nname = "a"\npath = "/v1"\nupstream = "http://a"\n'
+    (said,) = problems(tmp_path, first + same)
+    assert "'a'" in said
+    assert "'b'" in said
+    for distinct in ('host = "b"', 'methods = ["GET"]'):
+        assert len(table(tmp_path, first + same + distinct).routes) == 2
+
+
+@pytest.mark.parametrize("text", ["", "route = 1", "route = []", "[route]", "route = [1]"])
+def test_a_file_without_a_route_is_refused(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["[[route", "a = ", "\x00", "name = 'a'\nname = 'b'"])
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
+    (said,) = problems(tmp_path, text)
+    assert "not TOML" in said
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"# \xe9")
+    for path in (tmp_path / "missing.toml", tmp_path, tmp_path / "latin"):
+        with pytest.raises(SettingsError) as caught:
+            load_routes(path)
+        assert str(path) in str(caught.value)

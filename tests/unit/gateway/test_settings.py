@@ -1,0 +1,195 @@
+"""Settings: every problem is found and listed before anything runs, and no secret is in the list."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway.redis_pipe import RedisAddress
+from gateway.route_table import SettingsError
+from gateway.settings import GatewaySettings, load_settings, parse_address, read_pepper
+
+PEPPER = "a1" * 32
+SECRET = "hunter2hunter2"
+
+
+@pytest.fixture(autouse=True)
+def _an_empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("TOLLKEEPER_"):
+            monkeypatch.delenv(name)
+
+
+def problems(**environment: str) -> list[str]:
+    """What is said about these settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(f"TOLLKEEPER_{name.upper()}", value)
+        with pytest.raises(SettingsError) as caught:
+            load_settings()
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    assert all(problem.endswith(".") and "\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_an_upstream_and_a_pepper_are_enough() -> None:
+    settings, routes, pepper = load_settings({"upstream": "http://10.0.0.4:8000", "pepper": PEPPER})
+    assert pepper == bytes.fromhex(PEPPER)
+    (route,) = routes.routes
+    assert (route.name, route.path, route.hold, route.price.request) == ("default", b"/", 0, 0)
+    assert (route.upstream.host, route.upstream.port) == ("10.0.0.4", 8000)
+    assert (settings.listen, settings.shards, settings.access_log_fraction) == ("127.0.0.1:8080", 16, 1.0)
+
+
+def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLKEEPER_LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("TOLLKEEPER_PEPPER", PEPPER)
+    monkeypatch.setenv("TOLLKEEPER_UPSTREAM", "http://a")
+    assert load_settings()[0].listen == "127.0.0.1:1"
+    assert load_settings({"listen": "127.0.0.1:2"})[0].listen == "127.0.0.1:2"
+
+
+def test_every_problem_of_the_environment_is_listed_at_once() -> None:
+    said = problems(
+        listen="nowhere", workers="0", shards="101", redis_url="mysql://a", access_log="sometimes", log_level="loud",
+        redis_timeout_s="0", head_timeout_s="soon", connections_max="-1",
+    )  # fmt: skip
+    names = (
+        "LISTEN",
+        "WORKERS",
+        "SHARDS",
+        "REDIS_URL",
+        "ACCESS_LOG",
+        "LOG_LEVEL",
+        "REDIS_TIMEOUT_S",
+        "HEAD_TIMEOUT_S",
+        "CONNECTIONS_MAX",
+    )
+    assert len(said) == len(names)
+    for name in names:
+        assert any(problem.startswith(f"TOLLKEEPER_{name}: ") for problem in said), name
+
+
+def test_problems_of_the_pepper_and_of_the_routes_are_listed_together(tmp_path: Path) -> None:
+    table = tmp_path / "routes.toml"
+    table.write_text("[[route]]\nname = 'a'\n")
+    said = problems(config=str(table))
+    assert any("TOLLKEEPER_PEPPER" in problem for problem in said)
+    assert any("route a: path" in problem for problem in said)
+    assert any("route a: upstream" in problem for problem in said)
+
+
+def test_nothing_to_forward_to_is_a_problem() -> None:
+    (said,) = problems(pepper=PEPPER)
+    assert "TOLLKEEPER_CONFIG" in said
+    assert "TOLLKEEPER_UPSTREAM" in said
+
+
+def test_a_route_table_and_a_single_upstream_exclude_each_other(tmp_path: Path) -> None:
+    (said,) = problems(pepper=PEPPER, config=str(tmp_path / "routes.toml"), upstream="http://a")
+    assert "exclude each other" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", ("0.0.0.0", 80)), ("[::1]:80", ("::1", 80)), ("a:0", ("a", 0))],
+)  # fmt: skip
+def test_an_address_is_host_and_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "80", "a", "a:", "a:b", "a:65536", "::1:80", "[::1]", "a:80 ", "http://a:80", "a:-1"]
+)
+def test_anything_else_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="is not host:port"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"), [("on", 1.0), ("OFF", 0.0), ("0.01", 0.01), ("1", 1.0), ("0", 0.0), ("1e-3", 0.001)]
+)
+def test_the_access_log_is_on_off_or_a_fraction(text: str, fraction: float) -> None:
+    assert GatewaySettings(access_log=text).access_log_fraction == fraction
+
+
+@pytest.mark.parametrize("text", ["", "yes", "-0.1", "1.1", "nan", "inf", "1%"])
+def test_the_access_log_is_nothing_else(text: str) -> None:
+    (said,) = problems(access_log=text)
+    assert said.startswith("TOLLKEEPER_ACCESS_LOG: ")
+
+
+# -- the pepper
+
+
+def test_a_pepper_comes_from_the_variable_or_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pepper"
+    path.write_text(f"{PEPPER}\n")
+    assert read_pepper(PEPPER, None) == read_pepper(None, path) == bytes.fromhex(PEPPER)
+
+
+@pytest.mark.parametrize("text", ["", "  ", SECRET, "a1" * 15, "a1" * 65, "a1" * 16 + "b", "0x" + "a1" * 16])
+def test_a_bad_pepper_is_refused_and_not_repeated(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "pepper"
+    path.write_text(text)
+    for attempt in ((text, None), (None, path)):
+        with pytest.raises(SettingsError) as caught:
+            read_pepper(*attempt)
+        assert not text.strip() or text.strip() not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_a_pepper_is_given_once_and_can_be_read(tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff" * 32)
+    for attempt in (
+        (None, None),
+        (PEPPER, binary),
+        (None, binary),
+        (None, tmp_path / "missing"),
+        (None, tmp_path),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            read_pepper(*attempt)
+        assert "PEPPER" in str(caught.value)
+
+
+# -- the address of Redis
+
+
+def test_an_address_of_redis_is_read_whole() -> None:
+    assert RedisAddress.parse("redis://a:7000/3") == RedisAddress("a", 7000, None, None, 3, False)
+    assert RedisAddress.parse("rediss://us%40er:p%2Fw%3A@a") == RedisAddress(
+        "a", 6379, "us@er", "p/w:", 0, True
+    )
+    assert RedisAddress.parse("redis://:pw@[::1]:7") == RedisAddress("::1", 7, None, "pw", 0, False)
+    assert RedisAddress.parse("unix:///run/redis.sock").path == "/run/redis.sock"
+
+
+def test_an_address_shown_has_no_credentials() -> None:
+    shown = str(RedisAddress.parse(f"redis://user:{SECRET}@a:7000/3"))
+    assert shown == "a:7000/3"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "a:6379", "http://:{0}@a", "redis://:{0}@a:99999", "redis://:{0}@a:port", "redis://:{0}@a/b", "redis://:{0}@a/-1",
+        "redis://:{0}/x@a:6379", "redis://:{0}#x@a:6379", "redis://:{0}?x@a:6379", "redis://:{0}\u2100@a", "redis://:{0}@[a",
+        "redis://:{0}", "redis://{0}:x@a:y",
+    ],
+)  # fmt: skip
+def test_a_bad_address_of_redis_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        RedisAddress.parse(url.format(SECRET))
+    assert SECRET not in str(caught.value)
+    (said,) = problems(redis_url=url.format(SECRET))
+    assert said.startswith("TOLLKEEPER_REDIS_URL: ")
+    assert SECRET not in said
+
+
+def test_a_bad_upstream_is_refused_without_its_password() -> None:
+    for url in ("ftp://user:{0}@a", "http://user:{0}@a", "http://user:{0}@a:port", "http://user:{0}\u2100@a"):
+        (said,) = problems(pepper=PEPPER, upstream=url.format(SECRET))
+        assert said.startswith("TOLLKEEPER_UPSTREAM: ")
+        assert SECRET not in said
