@@ -70,6 +70,8 @@ class Admission:
         if len(token) != TOKEN_LENGTH:
             self._refuse(INVALID)
             return
+        if token in b"".join(head.fields):  # the same token in a field that would be passed on
+            head.fields = [line for line in head.fields if token not in line]
         directory = self._proxy.directory
         self._digest = digest = directory.digest(token)
         caller = directory.known(digest)

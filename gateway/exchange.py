@@ -176,6 +176,8 @@ class Exchange(Admission):
             framing = b"Transfer-Encoding: chunked\r\n"
         if not self._body_done:
             client.close_after_answer()
+        if client.is_write_paused:  # by an answer before this one, so nobody will tell us
+            self.on_client_full()
         if first:
             self._bytes_out += len(first)
             if self._answer_chunked:

@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from gateway.contract.records import Identity
+from gateway.contract.token import holds_token
 from gateway.contract.usage_event import PATH_LENGTH_MAX, Outcome
 from gateway.http1.head import RequestHead
 from gateway.refusals import Refusal
@@ -101,10 +102,10 @@ def refused_line(
 
 
 def _attribution(head: RequestHead) -> bytes:
-    """What the workload says of itself, for the ledger: printable ASCII, bounded, or nothing."""
+    """What the workload says of itself, for the ledger: printable ASCII, bounded, no token, or nothing."""
     named = ((b"session", head.session), (b"computer", head.computer), (b"trace", head.trace))
     return b"".join(
         b',"%b":%b' % (name, orjson.dumps(value.decode("ascii")))
         for name, value in named
-        if value and len(value) <= ATTRIBUTION_LENGTH_MAX and value.isascii()
+        if value and len(value) <= ATTRIBUTION_LENGTH_MAX and value.isascii() and not holds_token(value)
     )

@@ -330,7 +330,12 @@ class RedisPipe:
         commands.append(("CLIENT", "SETNAME", self._client_name))
         for command in commands:
             future: asyncio.Future[Reply] = self._loop.create_future()
-            connection.send((encode_command(*command),), future.set_result, False)
+
+            def resolve(reply: Reply, future: asyncio.Future[Reply] = future) -> None:
+                if not future.done():  # it is when the time for connecting has run out
+                    future.set_result(reply)
+
+            connection.send((encode_command(*command),), resolve, False)
             reply = await future
             if isinstance(reply, hiredis.ReplyError):
                 raise NodeRefused(f"{command[0]}: {reply}")

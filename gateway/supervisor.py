@@ -40,6 +40,8 @@ class Worker:
     writer: asyncio.StreamWriter | None = None
     last: Snapshot | None = None
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    is_asked: bool = False
+    """Whether a snapshot was asked for that has not come yet. The channel stays open meanwhile: its end stops a worker."""
 
 
 class Supervisor:
@@ -102,16 +104,20 @@ class Supervisor:
 
     async def _ask(self, worker: Worker) -> Snapshot | None:
         async with worker.asking:
-            if worker.reader is None or worker.writer is None:
+            reader, writer = worker.reader, worker.writer
+            if reader is None or writer is None:
                 return None
             try:
                 async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
-                    worker.writer.write(b"\n")
-                    line = await worker.reader.readline()
+                    if not worker.is_asked:
+                        writer.write(b"\n")
+                        worker.is_asked = True
+                    line = await reader.readline()
             except (OSError, TimeoutError):
                 log.error("worker_silent", worker=worker.number)
-                worker.reader = worker.writer = None
                 return None
+            if worker.reader is reader:
+                worker.is_asked = False
             if not line:
                 return None
             worker.last = orjson.loads(line)
@@ -146,6 +152,7 @@ class Supervisor:
         )  # fmt: skip
         theirs.close()
         worker.reader, worker.writer = await asyncio.open_connection(sock=ours, limit=16 * 1024 * 1024)
+        worker.is_asked = False
 
     async def _stop_workers(self) -> None:
         for worker in self._workers:

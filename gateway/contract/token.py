@@ -66,6 +66,11 @@ def digest(pepper: Pepper, token: bytes) -> Digest:
     return Digest(hashlib.blake2b(token, digest_size=DIGEST_LENGTH, key=pepper).digest())
 
 
+def holds_token(data: bytes) -> bool:
+    """Whether something shaped like a token stands anywhere in `data`, such as a URL that is about to be written down."""
+    return b"tk_" in data and PATTERN.search(data) is not None
+
+
 def hint(token: Token) -> str:
     """What a list may show of a token: its last four characters (they are checksum digits, not secret ones)."""
     return f"tk_…{token[-4:]}"

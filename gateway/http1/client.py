@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
+from gateway.contract.token import holds_token
 from gateway.exchange import Exchange
 from gateway.http1.chunked import ChunkedReader, ChunkError
 from gateway.http1.head import CHUNKED, HeadError, RequestHead, find_head_end, parse_request, reject_early
@@ -247,6 +248,10 @@ class ClientConnection(asyncio.Protocol):
                 target_length_max=settings.target_bytes_max,
             )
             target = normalise(head.method, head.target, head.host)
+            if holds_token(head.target) or holds_token(target.path):
+                raise HeadError(
+                    400, "A token stands in the URL, where it would be written down. Send it in a header."
+                )
         except HeadError as error:
             self._proxy.metrics.events["bad_head"] += 1
             self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))

@@ -116,9 +116,17 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def release(self) -> None:
-        """The answer is whole and so is the request: lend the connection to somebody else, if it may be."""
+        """The answer is whole and so is the request: lend the connection to somebody else, if it may be.
+
+        Not one with bytes still unsent: its upstream answered without reading them, and they would pile up.
+        """
         self._answering = None
-        if self._keep_alive and self._transport is not None and not self._transport.is_closing():
+        transport = self._transport
+        if (
+            self._keep_alive
+            and transport is not None
+            and not (transport.is_closing() or transport.get_write_buffer_size())
+        ):
             self.resume_reading()
             self._pool.give_back(self)
         else:

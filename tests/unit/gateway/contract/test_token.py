@@ -145,3 +145,10 @@ def test_the_pattern_finds_a_token_in_a_header_a_url_and_json() -> None:
 def test_the_pattern_does_not_take_a_hint_or_a_key_id_for_a_token() -> None:
     key_id, minted = token.mint(TAG)
     assert token.PATTERN.search(f"{token.hint(minted)} {key_id} tk_{key_id}_short".encode()) is None
+
+
+def test_a_token_is_found_wherever_it_stands() -> None:
+    _, minted = token.mint(TAG)
+    assert token.holds_token(b"/files/" + minted.encode() + b"/x?y")
+    assert not token.holds_token(b"/files/tk_short/x")
+    assert not token.holds_token(minted.encode()[:-1])
