@@ -205,32 +205,28 @@ class UpstreamConnection(asyncio.Protocol):
     def _read_head(self, answering: Answering, data: bytes) -> None:
         if self._kept:
             data, self._kept = self._kept + data, b""
-        end = find_head_end(data)
-        if end < 0:
-            if len(data) > HEAD_BYTES_MAX:
+        while self._answering is answering:
+            end = find_head_end(data)
+            if end < 0:
+                if len(data) > HEAD_BYTES_MAX:
+                    self._fail()
+                else:
+                    self._kept = data
+                return
+            try:
+                head = parse_response(data[:end], field_count_max=FIELD_COUNT_MAX)
+            except HeadError:
                 self._fail()
-            else:
-                self._kept = data
-            return
-        rest = data[end:]
-        try:
-            head = parse_response(data[:end], field_count_max=FIELD_COUNT_MAX)
-        except HeadError:
-            self._fail()
-            return
-        if head.status < 200:
-            self._read_interim(answering, head, rest)
-            return
-        self._keep_alive = head.keep_alive
-        self._begin_body(answering, head, rest)
-
-    def _read_interim(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
-        if head.status == 101:
-            self._fail()
-            return
-        answering.on_interim(head)
-        if rest and self._answering is not None:
-            self._read_head(answering, rest)
+                return
+            data = data[end:]
+            if head.status >= 200:
+                self._keep_alive = head.keep_alive
+                self._begin_body(answering, head, data)
+                return
+            if head.status == 101:
+                self._fail()
+                return
+            answering.on_interim(head)
 
     def _begin_body(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
         length = head.length
