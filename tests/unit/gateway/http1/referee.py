@@ -59,28 +59,41 @@ class _Notes:
         self.messages[-1].is_whole = True
 
 
+class Reading:
+    """Messages read as their bytes arrive. `is_refused` once llhttp would read no further."""
+
+    def __init__(self, *, of_answers: bool = False) -> None:
+        notes = _Notes()
+        self._parser = (
+            httptools.HttpResponseParser(notes) if of_answers else httptools.HttpRequestParser(notes)
+        )
+        notes.parser = self._parser
+        self.messages = notes.messages
+        self.is_refused = False
+
+    def feed(self, data: bytes) -> None:
+        if self.is_refused:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.messages[-1].leaves_http = True
+        except httptools.HttpParserError:
+            self.is_refused = True
+
+
 def read_requests(data: bytes) -> list[Read] | None:
     """The requests in `data`, or None if llhttp refuses the first of them."""
-    notes = _Notes()
-    notes.parser = parser = httptools.HttpRequestParser(notes)
-    return _read(notes, parser, data)
+    return _read(Reading(), data)
 
 
 def read_answers(data: bytes) -> list[Read] | None:
     """The answers in `data`, or None if llhttp refuses the first of them."""
-    notes = _Notes()
-    notes.parser = parser = httptools.HttpResponseParser(notes)
-    return _read(notes, parser, data)
+    return _read(Reading(of_answers=True), data)
 
 
-def _read(
-    notes: _Notes, parser: httptools.HttpRequestParser | httptools.HttpResponseParser, data: bytes
-) -> list[Read] | None:
-    try:
-        parser.feed_data(data)
-    except httptools.HttpParserUpgrade:
-        notes.messages[-1].leaves_http = True
-    except httptools.HttpParserError:
-        if not notes.messages or not notes.messages[0].is_whole:
-            return None
-    return notes.messages
+def _read(reading: Reading, data: bytes) -> list[Read] | None:
+    reading.feed(data)
+    if reading.is_refused and not (reading.messages and reading.messages[0].is_whole):
+        return None
+    return reading.messages
