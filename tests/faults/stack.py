@@ -96,6 +96,8 @@ class Stack:
         assert child.pid is not None
         family = [psutil.Process(child.pid), *(workers_of(child.pid) if name == "gateway" else [])]
         for process in family:
+            process.suspend()  # so that none has time to notice the end of another
+        for process in family:
             process.kill()
         await child.stop()
         psutil.wait_procs(family, timeout=5)

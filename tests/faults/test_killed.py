@@ -13,7 +13,7 @@ import pytest
 
 from control.embedded import wait_until
 from tests.faults.load import load
-from tests.faults.stack import Stack
+from tests.faults.stack import Stack, hang, wake
 from tests.system.installation import Installation, Row, Workload
 from tests.system.recording_upstream import RecordingUpstream
 
@@ -90,6 +90,30 @@ async def test_a_gateway_that_is_told_to_stop_finishes_what_it_has_begun(
     await stack.start_process("gateway")
     rows = await every_request_has_its_row(installation, workload, fault_upstream)
     assert [row["outcome"] for row in rows] == ["completed"] * 20
+
+
+@pytest.mark.slow
+async def test_a_worker_that_is_silent_for_a_while_is_not_ready_and_not_ended_for_it(
+    stack: Stack, installation: Installation
+) -> None:
+    workload = await installation.workload()
+    before = {worker.pid for worker in stack.workers()}
+    (silent, *_) = before
+    hang(silent)
+    try:
+        async with asyncio.timeout(15):
+            # Each of these answers waits for the worker until it is given up on.
+            url = f"{stack.addresses.management}/readyz"
+            for _ in range(2):
+                async with installation.http.get(url) as answer:
+                    assert answer.status == 503
+    finally:
+        wake(silent)
+    await wait_until(stack.gateway_is_ready, 10, "readiness")
+    async with installation.http.get(f"{stack.addresses.management}/metrics") as answer:
+        assert "tollkeeper_workers 2.0" in await answer.text()
+    assert {worker.pid for worker in stack.workers()} == before
+    assert (await installation.ask(workload, "/free/"))[0] == 200
 
 
 @pytest.mark.slow
