@@ -107,6 +107,9 @@ class ControlSettings(BaseSettings):
     partitions_interval_s: Seconds = Field(
         default=3600.0, description="Pause between two looks at the ledger's partitions."
     )
+    reconcile_interval_s: Seconds = Field(
+        default=3600.0, description="Pause between two comparisons of Redis's counters with the ledger."
+    )
 
     @model_validator(mode="after")
     def _one_readable_pepper(self) -> Self:

@@ -134,6 +134,8 @@ class Admission:
                 self._refuse(refusal)
             elif reply[0] == b"digest":
                 self._look_again()
+            elif reply[0] == b"late":
+                self._ask_again()
             else:
                 self._proxy.ledger.confirm_loaded(self._on_missing_record)
             return
@@ -146,6 +148,17 @@ class Admission:
         elif not isinstance(reply, PipeLost):
             self._proxy.metrics.events["unexpected_reply"] += 1
         self._refuse(NOT_READY)
+
+    def _ask_again(self) -> None:
+        """Redis found that nobody waits for the answer any more. If somebody does, our idea of its clock was wrong, or this
+        process stood still: ask once more, with a new one."""
+        self._proxy.metrics.events["admission_late"] += 1
+        if self._looked_again:
+            self._refuse(NOT_READY)
+            return
+        self._looked_again = True
+        self._proxy.ledger.refresh_wanted_until()
+        self._admit()
 
     def _look_again(self) -> None:
         """The record has another digest, or none since Redis was rebuilt: the cold path decides, once."""

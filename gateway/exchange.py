@@ -323,7 +323,12 @@ class Exchange(Admission):
             self._hold = reply
         elif isinstance(reply, list):
             self._proxy.metrics.events["cut_at_extension"] += 1
-            self.cut("The key or account of this request is no longer in force.")
+            is_gone = reply[0] == b"gone"
+            self.cut(
+                "The request's hold expired."
+                if is_gone
+                else "The request's key or account is no longer in force."
+            )
         elif isinstance(reply, hiredis.ReplyError):
             self._proxy.ledger.note_error(reply)
 

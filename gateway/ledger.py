@@ -7,6 +7,7 @@ once however often it is asked. What could not be kept (a bound is reached, the 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from gateway.redis_pipe import OnReply, PipeLost, RedisAddress, RedisPipe, Reply
 
 SETTLEMENTS_KEPT_MAX: Final = 100_000
 _META_POLL_S: Final = 0.25
+_CLOCK_ASKED_EVERY_S: Final = 5.0
+_CLOCK_MARGIN_S: Final = 0.3
 _PASSING_ERRORS: Final = frozenset(
     (
         "LOADING",
@@ -77,7 +80,7 @@ class Caller:
             identity=identity,
             shard=shard,
             principal_fields=principal.encode(),
-            admit_prefix=_evalsha(scripts.ADMIT, 4, arguments=4) + keys + bulk(digest),
+            admit_prefix=_evalsha(scripts.ADMIT, 4, arguments=5) + keys + bulk(digest),
             settle_prefix=_evalsha(scripts.SETTLE, 5, arguments=4) + keys + bulk(names.events(shard)),
             extend_prefix=_evalsha(scripts.EXTEND, 4, arguments=3) + keys,
             hold_middle=middle,
@@ -122,6 +125,11 @@ class Ledger:
     ) -> None:
         self.names = names
         self.is_ready = False
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._clock_ahead_s: float | None = None
+        self._wanted_until = bulk("")
+        self._clock_due = 0.0
         self.settled_elsewhere = 0
         self.settlements_dropped = 0
         self.script_errors = 0
@@ -157,9 +165,18 @@ class Ledger:
         middle = caller.hold_middle
         length = len(request_id) + len(middle) + len(route)
         return self._pipe.send(
-            (caller.admit_prefix, arguments, b"$%d\r\n" % length, request_id, middle, route, b"\r\n"),
+            (
+                caller.admit_prefix, arguments, b"$%d\r\n" % length, request_id, middle, route, b"\r\n",
+                self._wanted_until,
+            ),
             on_reply,
-        )
+        )  # fmt: skip
+
+    def refresh_wanted_until(self) -> None:
+        """Say anew, in Redis's time, how long answers to admit are waited for (from now on: the pipe's bound)."""
+        if self._clock_ahead_s is not None:
+            until_s = self._loop.time() + self._clock_ahead_s + self._timeout_s + _CLOCK_MARGIN_S
+            self._wanted_until = bulk(int(until_s * 1000))
 
     def settle(self, caller: Caller, hold: bytes, cost: int, event: bytes, *, frees: bool) -> None:
         """Settle a hold, whatever it takes: at once, or as soon as Redis is back.
@@ -205,6 +222,8 @@ class Ledger:
             return True
         if word in _PASSING_ERRORS:
             self.suspect(word)
+            if word == "READONLY":  # a primary no more: connect again, to whoever is it now
+                self._pipe.reconnect()
             return True
         self.script_errors += 1
         log.error("script_failed", error=str(error)[:300])
@@ -220,6 +239,10 @@ class Ledger:
     def on_tick(self, now: float) -> None:
         """A few times a second: bound the waits, look whether Redis is loaded, resend what is unsettled."""
         self._pipe.check_waits(now)
+        self.refresh_wanted_until()
+        if now >= self._clock_due:
+            self._clock_due = now + _CLOCK_ASKED_EVERY_S
+            self._ask_clock()
         if not self.is_ready and self._pipe.is_connected and not self._meta_asked and now >= self._next_poll:
             self._next_poll = now + _META_POLL_S
             self._ask_meta()
@@ -240,6 +263,7 @@ class Ledger:
 
     def _on_connected(self) -> None:
         self._load_scripts()
+        self._ask_clock()
         self._next_poll = 0.0
         self._ask_meta()
 
@@ -260,6 +284,16 @@ class Ledger:
 
         for script in scripts.ALL:
             self._pipe.send((encode_command("SCRIPT", "LOAD", script.text),), on_reply)
+
+    def _ask_clock(self) -> None:
+        """How far Redis's clock is ahead of ours. Ours is monotonic, so the answer drifts only as Redis's is set."""
+
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, list):
+                self._clock_ahead_s = int(reply[0]) + int(reply[1]) / 1_000_000 - self._loop.time()
+                self.refresh_wanted_until()
+
+        self._pipe.send((encode_command("TIME"),), on_reply)
 
     def _ask_meta(self) -> None:
         self._meta_asked = True

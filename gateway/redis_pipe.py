@@ -244,6 +244,11 @@ class RedisPipe:
             raise reply
         return reply
 
+    def reconnect(self) -> None:
+        """End this connection; another is made at once."""
+        if self._connection is not None:
+            self._drop(self._connection)
+
     def check_waits(self, now: float) -> None:
         """Close the connection if a command has waited longer than the bound. Call a few times a second.
 

@@ -26,7 +26,7 @@ _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})
 class GatewaySettings(BaseSettings):
     """Process settings. Each is an environment variable with the prefix TOLLKEEPER_."""
 
-    model_config = SettingsConfigDict(env_prefix="TOLLKEEPER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TOLLKEEPER_", env_ignore_empty=True, extra="ignore")
 
     listen: str = Field("127.0.0.1:8080", description="host:port that workloads connect to.")
     management_listen: str = Field("127.0.0.1:9090", description="host:port of /livez, /readyz and /metrics.")

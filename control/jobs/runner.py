@@ -20,7 +20,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from control.jobs import drain, expire, partitions, publish
+from control.jobs import drain, expire, partitions, publish, reconcile
 from control.jobs.context import Context, connect_postgres
 from control.jobs.listener import Health, listening
 from control.jobs.metrics import JobMetrics
@@ -57,6 +57,7 @@ def jobs(settings: ControlSettings) -> list[Job]:
         Job("drain", 2, settings.drain_interval_s, _drain, at_end=True),
         Job("expire", 3, settings.expire_interval_s, _expire),
         Job("partitions", 4, settings.partitions_interval_s, _partitions, settings.partitions_interval_s),
+        Job("reconcile", 5, settings.reconcile_interval_s, _reconcile, settings.reconcile_interval_s),
     ]
 
 
@@ -75,6 +76,10 @@ async def _expire(context: Context) -> bool:
 
 async def _partitions(context: Context) -> bool:
     return bool(await partitions.run_once(context))
+
+
+async def _reconcile(context: Context) -> bool:
+    return bool(await reconcile.run_once(context))
 
 
 async def run(settings: ControlSettings, stopping: asyncio.Event | None = None) -> None:

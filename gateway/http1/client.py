@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 from gateway.contract.token import holds_token
 from gateway.exchange import Exchange
-from gateway.http1.chunked import ChunkedReader, ChunkError
-from gateway.http1.head import CHUNKED, HeadError, RequestHead, find_head_end, parse_request, reject_early
+from gateway.http1.body import BodyReader, body_reader
+from gateway.http1.chunked import ChunkError
+from gateway.http1.head import HeadError, RequestHead, find_head_end, parse_request, reject_early
 from gateway.http1.own_answer import refusal_answer
 from gateway.http1.target import normalise
 from gateway.refusals import Reason, Refusal
@@ -39,8 +40,8 @@ class ClientConnection(asyncio.Protocol):
     """See the module's docstring."""
 
     __slots__ = (
-        "_chunks", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept", "_left",
-        "_proxy", "_reads_body", "_scanned", "_transport", "address", "is_read_paused", "is_write_paused",
+        "_body", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept",
+        "_proxy", "_scanned", "_transport", "address", "is_read_paused", "is_write_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy) -> None:
@@ -49,9 +50,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._kept = b""
         self._scanned = 0
-        self._reads_body = False
-        self._left = 0
-        self._chunks: ChunkedReader | None = None
+        self._body: BodyReader | None = None
         self._discarded = 0
         self._closes = False
         self._is_lingering = False
@@ -85,7 +84,7 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client will send no more. It may still be reading: what is under way gets a moment to be answered."""
-        if self._exchange is None or self._reads_body:
+        if self._exchange is None or self._body is not None:
             return False
         self._eof_at = self._proxy.loop.time()
         return True
@@ -101,7 +100,7 @@ class ClientConnection(asyncio.Protocol):
             self._exchange.on_client_drained()
 
     def data_received(self, data: bytes) -> None:
-        if self._reads_body:
+        if self._body is not None:
             self._read_body(data)
         elif self._is_lingering:
             self._discard(data)
@@ -154,7 +153,7 @@ class ClientConnection(asyncio.Protocol):
         if transport is None:
             return
         if self._closes or (self._eof_at and not self._kept):
-            if self._reads_body or self._kept:
+            if self._body is not None or self._kept:
                 self._linger()
             else:
                 transport.close()
@@ -170,7 +169,7 @@ class ClientConnection(asyncio.Protocol):
     def answer_refusal(self, refusal: Refusal, dialect: Dialect, request_id: bytes) -> None:
         """Write a refusal in place of an answer, and end the exchange."""
         exchange = self._exchange
-        if self._reads_body and exchange is not None:
+        if self._body is not None and exchange is not None:
             head = exchange.head
             is_small = 0 <= head.length <= DISCARD_BYTES_MAX
             if head.expects_continue or not is_small or refusal.reason in _BODY_IS_LOST:
@@ -204,7 +203,12 @@ class ClientConnection(asyncio.Protocol):
             return
         if now < self._deadline:
             return
-        if self._transport is None or self._transport.is_closing() or self._is_lingering or self._reads_body:
+        if (
+            self._transport is None
+            or self._transport.is_closing()
+            or self._is_lingering
+            or self._body is not None
+        ):
             self.abort()
         elif self._kept:
             self._proxy.metrics.events["head_timeout"] += 1
@@ -269,9 +273,9 @@ class ClientConnection(asyncio.Protocol):
         if head.length == 0:
             self._kept = rest
         else:
-            self._begin_body(head.length)
+            self._body, self._discarded = body_reader(head.length), 0
         exchange.begin()
-        if rest and self._reads_body:
+        if rest and self._body is not None:
             self._read_body(rest)
 
     def _on_unfinished_head(self, data: bytes, start: int) -> None:
@@ -302,37 +306,14 @@ class ClientConnection(asyncio.Protocol):
         self._write_refusal(Refusal(Reason.NO_SUCH_ROUTE), "problem", self._proxy.next_request_id(), head)
         self.on_exchange_end()
 
-    def _begin_body(self, length: int) -> None:
-        self._reads_body = True
-        self._discarded = 0
-        if length == CHUNKED:
-            self._chunks, self._left = ChunkedReader(), 0
-        else:
-            self._chunks, self._left = None, length
-
     def _read_body(self, data: bytes) -> None:
-        exchange = self._exchange
-        if self._chunks is not None:
-            self._read_chunks(exchange, data)
-            return
-        count = len(data)
-        rest = b""
-        if count > self._left:
-            data, rest = data[: self._left], data[self._left :]
-            count = self._left
-        self._left -= count
-        self._take_body(exchange, data)
-        if self._left == 0 and self._transport is not None:
-            self._end_body(rest)
-
-    def _read_chunks(self, exchange: Exchange | None, data: bytes) -> None:
-        chunks = self._chunks
-        assert chunks is not None
+        body, exchange = self._body, self._exchange
+        assert body is not None
         try:
-            pieces = chunks.feed(data)
+            pieces = body.feed(data)
         except ChunkError as error:
             self._proxy.metrics.events["bad_body"] += 1
-            self._reads_body = False
+            self._body = None
             self._closes = True
             if exchange is not None:
                 exchange.on_bad_body(Refusal(Reason.BAD_REQUEST, detail=f"The body is malformed: {error}."))
@@ -341,8 +322,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if pieces:
             self._take_body(exchange, pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if chunks.done and self._reads_body:
-            self._end_body(chunks.rest)
+        if body.done and self._body is body:
+            self._end_body(body.rest)
 
     def _take_body(self, exchange: Exchange | None, data: bytes) -> None:
         self._discarded += len(data)
@@ -356,8 +337,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.on_request_body(data)
 
     def _end_body(self, rest: bytes) -> None:
-        self._reads_body = False
-        self._chunks = None
+        self._body = None
         if self._exchange is not None:
             self._kept += rest
             self._exchange.on_request_end()
@@ -366,9 +346,7 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.close()
         elif rest:
             self._kept = rest
-            self._proxy.loop.call_soon(
-                self._read_kept
-            )  # not at once: as many could be refused as fit into one read
+            self._proxy.loop.call_soon(self._read_kept)  # not at once: a read may hold many that are refused
 
     # -- answers of the gateway's own
 
@@ -391,7 +369,7 @@ class ClientConnection(asyncio.Protocol):
         """Say that nothing more comes, and read what still arrives for a moment: closing at once with unread bytes would
         reset the connection, and the client might never see the answer."""
         self._is_lingering = True
-        self._reads_body = False
+        self._body = None
         self._deadline = self._proxy.loop.time() + LINGER_S
         if self._transport is not None:
             self.resume_reading()

@@ -18,7 +18,12 @@ PURE = (
     "gateway.refusals",
     "gateway.http1.head",
     "gateway.http1.target",
+    "gateway.http1.fields",
     "gateway.http1.chunked",
+    "gateway.http1.body",
+    "gateway.http1.own_answer",
+    "gateway.credentials",
+    "gateway.recording",
 )
 # What acts on the world, waits, or knows the time: arguments bring these into a pure module, imports never.
 EFFECTS = (

@@ -305,3 +305,17 @@ def test_a_single_microcredit_is_held_in_a_window_that_is_already_open(clocked: 
     clocked.admitted(BUILDER, 0)
     clocked.admitted(BUILDER, 1, request="r2")
     assert [clocked.counters(BUILDER, level) for level in LEVELS] == [(0, 1)] * 3
+
+
+def test_an_admission_that_nobody_waits_for_any_more_leaves_no_hold(clocked: Desk) -> None:
+    clocked.publish_all(BUILDER)
+    before = clocked.everything()
+    head = f"r1|{BUILDER.key}|{BUILDER.account}|{BUILDER.tag}|models"
+    keys = (*BUILDER.records(clocked.layout), clocked.holds(BUILDER))
+
+    def admit(wanted_until_ms: int) -> object:
+        return clocked.run("admit", keys, BUILDER.digest, 5, 1_000, head, wanted_until_ms)
+
+    assert admit(NOW_MS - 1) == ["late"]
+    assert clocked.everything() == before
+    assert str(admit(NOW_MS)).startswith("r1|")

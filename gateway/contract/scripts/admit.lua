@@ -3,8 +3,10 @@
 -- KEYS  1 key record  2 account record  3 organization record  4 holds
 -- ARGV  1 digest of the token  2 amount to hold, microcredits  3 ms until the hold's deadline
 --       4 head of the hold: request|key|account|organization|route
+--       5 until when, by Redis's clock in ms, anybody waits for the answer; '' or absent: for ever
 -- Returns the hold (a string, see records.py) when admitted, else one of
 --   {'missing', level}                                   a record is not there: the caller asks whether Redis is loaded
+--   {'late'}                                             nobody waits for the answer any more
 --   {'digest'}                                           the record has another digest, or none yet
 --   {'status', level, status} and {'expired', expires_at}
 --   {'budget', level, limit, spent, held, resets_at}     resets_at 0: never
@@ -13,11 +15,14 @@
 -- first write, so a refused request leaves no trace, and no level is charged without the others. `spent + held` never
 -- passes the limit here, because the sum with this hold is compared first. An absent limit is the empty string; 0 blocks.
 -- A window is rolled by the first admission after its end. Time that steps back never re-opens an old window, since a
--- window is only replaced by one that starts later. It does not promise that holds of an ended window count in the new
--- one: they belong to the window in which they were admitted (settle leaves the new counters alone).
+-- window is only replaced by one that starts later. A command that lay before a Redis which stood still is not carried
+-- out when it goes on: its caller has been told no, and the hold would be nobody's until it expired. It does not promise
+-- that holds of an ended window count in the new one: they belong to the window in which they were admitted (settle
+-- leaves the new counters alone).
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + floor(clock[2] / 1000)
+if ARGV[5] and ARGV[5] ~= '' and now > tonumber(ARGV[5]) then return {'late'} end
 local amount = tonumber(ARGV[2])
 
 local key = redis.call('HMGET', KEYS[1], 'status', 'limit', 'window', 'window_end', 'spent', 'held',

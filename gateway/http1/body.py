@@ -1,0 +1,37 @@
+"""A request's body as it is framed: read in any split, up to exactly its end. Pure."""
+
+from __future__ import annotations
+
+from gateway.http1.chunked import ChunkedReader
+from gateway.http1.head import CHUNKED
+
+
+class LengthReader:
+    """A body of `length` bytes (more than 0), with the interface of ChunkedReader."""
+
+    __slots__ = ("_remaining", "done", "rest")
+
+    def __init__(self, length: int) -> None:
+        self._remaining = length
+        self.done = False
+        self.rest = b""
+        """Once `done`: the bytes after the body's end."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The part of `data` that is body. Not to be called once done."""
+        remaining = self._remaining - len(data)
+        if remaining > 0:
+            self._remaining = remaining
+            return [data]
+        self.done = True
+        if remaining < 0:
+            data, self.rest = data[:remaining], data[remaining:]
+        return [data]
+
+
+BodyReader = LengthReader | ChunkedReader
+
+
+def body_reader(length: int) -> BodyReader:
+    """A reader for a body with this Content-Length, or CHUNKED."""
+    return ChunkedReader() if length == CHUNKED else LengthReader(length)
