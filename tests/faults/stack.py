@@ -94,13 +94,14 @@ class Stack:
         """SIGKILL; for the gateway its workers with it, in the same instant."""
         child = self._children[name]
         assert child.pid is not None
-        family = [psutil.Process(child.pid), *(workers_of(child.pid) if name == "gateway" else [])]
-        for process in family:
-            process.suspend()  # so that none has time to notice the end of another
-        for process in family:
-            process.kill()
+        # Looked up aside and killed at once: meanwhile the load goes on, so that they die in the middle of something.
+        workers = await asyncio.to_thread(workers_of, child.pid) if name == "gateway" else []
+        pids = [child.pid, *(worker.pid for worker in workers)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none is to notice the end of another
+            for pid in pids:
+                os.kill(pid, number)
         await child.stop()
-        psutil.wait_procs(family, timeout=5)
+        await asyncio.to_thread(psutil.wait_procs, workers, timeout=5)
 
     def pid(self, name: str) -> int:
         pid = self._children[name].pid
