@@ -223,5 +223,5 @@ class World:
         assert self.redis.holds == set()
         assert self.redis.settled == dict.fromkeys(self.redis.admitted, 1)
         assert self.proxy.in_flight == 0
-        assert self.proxy.ledger.unsettled == 0
+        assert self.proxy.ledger.unsettled == self.proxy.ledger.settled_elsewhere == 0
         assert [lane.pool.waiting for lane in self.proxy.lanes.values()] == [0]
