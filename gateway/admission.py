@@ -55,6 +55,11 @@ class Admission:
         self._is_over = False
 
     @property
+    def digest(self) -> bytes:
+        """The digest of the token that was sent; b"" if none was, or none that could be one."""
+        return self._digest
+
+    @property
     def is_over(self) -> bool:
         """True once settled or refused: nothing that still arrives for it matters."""
         return self._is_over
@@ -84,6 +89,12 @@ class Admission:
             self._refuse(NOT_READY)
         else:
             self._cold = self._proxy.loop.create_task(self._recognise(token), name="recognise")
+
+    def begin_as(self, caller: Caller, digest: bytes) -> None:
+        """Ask for admission for a caller whose token, with this digest, was recognised before in the very same head."""
+        self._digest = digest
+        self._caller = caller
+        self._admit()
 
     async def _recognise(self, token: bytes) -> None:
         self._go_on_with(await self._proxy.directory.recognise(token, Digest(self._digest)))

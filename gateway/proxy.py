@@ -18,7 +18,9 @@ import structlog
 from gateway.contract.layout import Layout
 from gateway.contract.usage_event import RefusalCount
 from gateway.directory import Directory
+from gateway.http1.head import RequestHead
 from gateway.http1.pool import UpstreamPool
+from gateway.http1.target import Target
 from gateway.ledger import Caller, Ledger, admit_arguments
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics, Snapshot
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 TICK_S: Final = 0.1
 REFUSAL_FLUSH_S: Final = 0.5
 REFUSAL_ROWS_MAX: Final = 10_000
+REPEATED_HEAD_MAX: Final = 2_048
+"""The longest head that is remembered for comparison with the next on its connection, in bytes."""
+
 _MINUTE_MS: Final = 60_000
 
 log = structlog.get_logger("gateway")
@@ -44,10 +49,27 @@ class Lane:
     """A route with what is prepared for it: its pool, and its arguments to admit."""
 
     route: Route
+    routes: RouteTable
+    """The table that the route is from: another one since means that targets are to be matched again."""
     name: bytes
     authority: bytes
     pool: UpstreamPool
     admit_arguments: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LastHead:
+    """What the last head on a connection was found to say. Workloads that poll, and many that post, send the same head again
+    and again: the same bytes have the same reading, and comparing them costs 0.05 µs where reading and recognising cost 7.
+
+    `digest` is of the token in it; whoever that stands for is looked up, and admitted or refused, each time.
+    """
+
+    raw: bytes
+    head: RequestHead
+    target: Target
+    lane: Lane
+    digest: bytes
 
 
 RefusalKey = tuple[Caller, str, str, int]
@@ -154,6 +176,7 @@ class Proxy:
         )  # fmt: skip
         return Lane(
             route,
+            self.routes,
             route.name.encode(),
             route.upstream.authority,
             pool,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
-from gateway.contract.token import holds_token
 from gateway.exchange import Exchange
 from gateway.http1.body import BodyReader, body_reader
 from gateway.http1.chunked import ChunkError
-from gateway.http1.head import HeadError, RequestHead, find_head_end, parse_request, reject_early
+from gateway.http1.head import HeadError, RequestHead, find_head_end, reject_early
 from gateway.http1.own_answer import refusal_answer
-from gateway.http1.target import normalise
+from gateway.http1.reading import read_request
+from gateway.ledger import Caller
+from gateway.proxy import REPEATED_HEAD_MAX, LastHead
 from gateway.refusals import Reason, Refusal
 from gateway.routing import Dialect
 
@@ -40,7 +41,7 @@ class ClientConnection(asyncio.Protocol):
     """See the module's docstring."""
 
     __slots__ = (
-        "_body", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept",
+        "_body", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept", "_last",
         "_proxy", "_scanned", "_transport", "address", "is_read_paused", "is_write_paused",
     )  # fmt: skip
 
@@ -50,6 +51,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._kept = b""
         self._scanned = 0
+        self._last: LastHead | None = None
         self._body: BodyReader | None = None
         self._discarded = 0
         self._closes = False
@@ -243,19 +245,20 @@ class ClientConnection(asyncio.Protocol):
         if end < 0 or end > settings.head_bytes_max:
             self._on_unfinished_head(data, start)
             return
-        rest = data[end:]
+        raw, rest = data[start:end], data[end:]
         self._kept, self._scanned = b"", 0
-        try:
-            head = parse_request(
-                data[start:end],
-                field_count_max=settings.field_count_max,
-                target_length_max=settings.target_bytes_max,
-            )
-            target = normalise(head.method, head.target, head.host)
-            if holds_token(head.target) or holds_token(target.path):
-                raise HeadError(
-                    400, "A token stands in the URL, where it would be written down. Send it in a header."
+        last = self._last
+        if last is not None and last.raw == raw and last.lane.routes is self._proxy.routes:
+            caller = self._proxy.directory.known(last.digest)
+            if caller is not None:
+                self._begin(
+                    Exchange(self._proxy, self, last.head, last.target, last.lane), rest, caller, last.digest
                 )
+                return
+        try:
+            head, target = read_request(
+                raw, field_count_max=settings.field_count_max, target_length_max=settings.target_bytes_max
+            )
         except HeadError as error:
             self._proxy.metrics.events["bad_head"] += 1
             self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
@@ -269,12 +272,22 @@ class ClientConnection(asyncio.Protocol):
         if head.length > settings.body_bytes_max:
             self._answer_and_close(Refusal(Reason.BODY_TOO_LARGE))
             return
-        exchange = self._exchange = Exchange(self._proxy, self, head, target, self._proxy.lanes[route.name])
-        if head.length == 0:
+        lane = self._proxy.lanes[route.name]
+        exchange = Exchange(self._proxy, self, head, target, lane)
+        self._begin(exchange, rest, None, b"")
+        if exchange.digest and len(raw) <= REPEATED_HEAD_MAX:
+            self._last = LastHead(raw, head, target, lane, exchange.digest)
+
+    def _begin(self, exchange: Exchange, rest: bytes, caller: Caller | None, digest: bytes) -> None:
+        self._exchange = exchange
+        if exchange.head.length == 0:
             self._kept = rest
         else:
-            self._body, self._discarded = body_reader(head.length), 0
-        exchange.begin()
+            self._body, self._discarded = body_reader(exchange.head.length), 0
+        if caller is None:
+            exchange.begin()
+        else:
+            exchange.begin_as(caller, digest)
         if rest and self._body is not None:
             self._read_body(rest)
 

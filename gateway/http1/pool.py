@@ -118,11 +118,15 @@ class UpstreamPool:
             self._report_failure(
                 borrower, ConnectionFailed("timeout", f"no connection within {connect_s:g} s")
             )
-        except OSError as error:
-            self._report_failure(
-                borrower, ConnectionFailed("unreachable", error.strerror or type(error).__name__)
-            )
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be nobody's
+            words = getattr(error, "strerror", None) or type(error).__name__
+            self._report_failure(borrower, ConnectionFailed("unreachable", words))
         else:
+            if not connection.is_usable:  # lost again before we were told of it
+                self._report_failure(
+                    borrower, ConnectionFailed("unreachable", "the connection was closed at once")
+                )
+                return
             self._open.add(connection)
             borrower.on_connection(connection)
 

@@ -21,6 +21,7 @@ PURE = (
     "gateway.http1.fields",
     "gateway.http1.chunked",
     "gateway.http1.body",
+    "gateway.http1.reading",
     "gateway.http1.own_answer",
     "gateway.credentials",
     "gateway.recording",

@@ -113,7 +113,7 @@ def test_the_access_log_is_on_off_or_a_fraction(text: str, fraction: float) -> N
     assert GatewaySettings(access_log=text).access_log_fraction == fraction
 
 
-@pytest.mark.parametrize("text", ["", "yes", "-0.1", "1.1", "nan", "inf", "1%"])
+@pytest.mark.parametrize("text", ["yes", "-0.1", "1.1", "nan", "inf", "1%"])
 def test_the_access_log_is_nothing_else(text: str) -> None:
     (said,) = problems(access_log=text)
     assert said.startswith("TOLLKEEPER_ACCESS_LOG: ")
@@ -174,7 +174,7 @@ def test_an_address_shown_has_no_credentials() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "a:6379", "http://:{0}@a", "redis://:{0}@a:99999", "redis://:{0}@a:port", "redis://:{0}@a/b", "redis://:{0}@a/-1",
+        "a:6379", "http://:{0}@a", "redis://:{0}@a:99999", "redis://:{0}@a:port", "redis://:{0}@a/b", "redis://:{0}@a/-1",
         "redis://:{0}/x@a:6379", "redis://:{0}#x@a:6379", "redis://:{0}?x@a:6379", "redis://:{0}\u2100@a", "redis://:{0}@[a",
         "redis://:{0}", "redis://{0}:x@a:y",
     ],
@@ -193,3 +193,9 @@ def test_a_bad_upstream_is_refused_without_its_password() -> None:
         (said,) = problems(pepper=PEPPER, upstream=url.format(SECRET))
         assert said.startswith("TOLLKEEPER_UPSTREAM: ")
         assert SECRET not in said
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PEPPER", PEPPER), ("UPSTREAM", "http://a"), ("ACCESS_LOG", ""), ("PEPPER_FILE", "")):
+        monkeypatch.setenv(f"TOLLKEEPER_{name}", value)
+    assert load_settings()[0].access_log_fraction == 1.0
