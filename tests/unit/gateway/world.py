@@ -65,8 +65,9 @@ class UpstreamEnd:
     """The far ends of all connections to the upstream. With `answers`, each whole request is answered once."""
 
     answers: Callable[[Read], bytes] | None = lambda _: ANSWER
-    refuses: OSError | None = None
+    refuses: Exception | None = None
     opens: bool = True
+    resets_at_once: bool = False
     lines: list[Line] = field(default_factory=list)
     _readings: dict[Line, tuple[Reading, int]] = field(default_factory=dict)
     _answered: dict[Line, int] = field(default_factory=dict)
@@ -90,7 +91,11 @@ class UpstreamEnd:
                 continue
             line = make()
             self.lines.append(line)
-            future.set_result(line)
+            if self.resets_at_once:
+                line.lose()  # before who asked for the connection is told that there is one
+                future.get_loop().call_soon(future.set_result, line)
+            else:
+                future.set_result(line)
 
     def requests(self, line: Line) -> list[Read]:
         """What arrived whole on one line."""
@@ -224,4 +229,4 @@ class World:
         assert self.redis.settled == dict.fromkeys(self.redis.admitted, 1)
         assert self.proxy.in_flight == 0
         assert self.proxy.ledger.unsettled == self.proxy.ledger.settled_elsewhere == 0
-        assert [lane.pool.waiting for lane in self.proxy.lanes.values()] == [0]
+        assert {lane.pool.waiting for lane in self.proxy.lanes.values()} == {0}
