@@ -18,6 +18,9 @@ class Contender(ABC):
     charges: ClassVar[bool] = False
     """Admits and settles each request in Redis: then its events and its counters are checked."""
 
+    heads_differ: ClassVar[bool] = False
+    """Is sent a head that differs from every one before, so that nothing remembered of the last one is of use."""
+
     def __init__(self) -> None:
         self._child: Child | None = None
         self.port = 0

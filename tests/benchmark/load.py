@@ -12,7 +12,8 @@ from tests.benchmark.processes import BenchmarkFailed, on_core, program
 
 PATH = "/v1/models"
 _MARK = "figures "
-# `done` runs once, at the end; the request is built once, at the start. Lua does nothing while the load runs.
+# `done` runs once, at the end; the request is built once, at the start. Lua does nothing while the load runs, unless heads
+# are to differ.
 _SCRIPT = """
 wrk.headers["Authorization"] = "Bearer " .. os.getenv("BENCHMARK_TOKEN")
 function done(summary, latency, requests)
@@ -22,6 +23,14 @@ function done(summary, latency, requests)
             latency:percentile(50), latency:percentile(99)), "\\n")
 end
 """.replace("@mark@", _MARK)
+_DIFFERING_HEADS = """
+local number, beginning = 0, nil
+function init() beginning = wrk.format():sub(1, -3) end
+function request()
+  number = number + 1
+  return beginning .. "X-Number: " .. number .. "\\r\\n\\r\\n"
+end
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +58,12 @@ def absent() -> str | None:
     return None if program("wrk") else "wrk is not installed"
 
 
-def drive(address: str, token: str, *, seconds: int, connections: int, core: int, folder: Path) -> Load:
+def drive(
+    address: str, token: str, *, seconds: int, connections: int, core: int, folder: Path, heads_differ: bool
+) -> Load:
     """Load `address` from one thread on `core`. Raises BenchmarkFailed when wrk cannot connect or does not end."""
     script = folder / "load.lua"
-    script.write_text(_SCRIPT)
+    script.write_text(_SCRIPT + (_DIFFERING_HEADS if heads_differ else ""))
     command = [
         str(program("wrk")),
         "-t1",

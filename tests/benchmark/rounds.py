@@ -87,6 +87,7 @@ def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -
         connections=connections,
         core=rig.load_core,
         folder=rig.folder,
+        heads_differ=contender.heads_differ,
     )
     busy_s, took_s = core_busy_seconds(rig.proxy_core) - busy_s, time.monotonic() - started
     problems = _unsettled(client, charged) if contender.charges else []

@@ -16,9 +16,18 @@ from tests.benchmark.peers import Aiohttp, Envoy, HAProxy, Nginx
 from tests.benchmark.processes import BenchmarkFailed
 from tests.benchmark.report import Results
 from tests.benchmark.rig import Rig
-from tests.benchmark.whole_job import WholeJob, WholeJobLogged
+from tests.benchmark.whole_job import WholeJob, WholeJobLogged, WholeJobVaried
 
-CONTENDERS: tuple[type[Contender], ...] = (Envoy, Nginx, HAProxy, Aiohttp, NginxLua, WholeJob, WholeJobLogged)
+CONTENDERS: tuple[type[Contender], ...] = (
+    Envoy,
+    Nginx,
+    HAProxy,
+    Aiohttp,
+    NginxLua,
+    WholeJob,
+    WholeJobVaried,
+    WholeJobLogged,
+)
 DRAIN, IDLE = "drain", "idle"
 PARTS = (*(contender.name for contender in CONTENDERS), DRAIN, IDLE)
 

@@ -62,6 +62,14 @@ class WholeJob(Contender):
         return workers or [first]
 
 
+class WholeJobVaried(WholeJob):
+    """The same under heads none of which is like the last: nothing that the gateway remembers of a head helps it."""
+
+    name = "whole-job-varied"
+    does = "whole job, every head new"
+    heads_differ = True
+
+
 class WholeJobLogged(WholeJob):
     """The same with one line a request in the access log, written to a file."""
 
