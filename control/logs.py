@@ -10,6 +10,18 @@ import structlog
 from control.settings import ControlSettings
 
 
+def _error_in_short(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """A library's exception as its kind and message: what it warns of is a dead peer, and its trace is the library's own."""
+    error = event.pop("exc_info", None)
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event["error"] = f"{type(error).__name__}: {error}"
+    return event
+
+
 def configure_logs(settings: ControlSettings) -> None:
     """Send structlog and the libraries' warnings to standard error as JSON lines."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -29,6 +41,7 @@ def configure_logs(settings: ControlSettings) -> None:
         structlog.stdlib.ProcessorFormatter(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _error_in_short,
                 structlog.processors.JSONRenderer(),
             ],
             foreign_pre_chain=shared,

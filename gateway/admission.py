@@ -8,9 +8,11 @@ Everything is a callback; only the cold path (a token seen for the first time, o
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
+import structlog
 
 from gateway.contract.token import TOKEN_LENGTH, Digest, key_id_of
 from gateway.credentials import token_in
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
     from gateway.http1.target import Target
     from gateway.proxy import Lane, Proxy
+
+log = structlog.get_logger("gateway.admission")
 
 _MISSING: Final = Refusal(Reason.MISSING_TOKEN)
 
@@ -88,13 +92,25 @@ class Admission:
         elif not self._proxy.ledger.is_ready:
             self._refuse(NOT_READY)
         else:
-            self._cold = self._proxy.loop.create_task(self._recognise(token), name="recognise")
+            self._begin_cold(self._recognise(token))
 
     def begin_as(self, caller: Caller, digest: bytes) -> None:
         """Ask for admission for a caller whose token, with this digest, was recognised before in the very same head."""
         self._digest = digest
         self._caller = caller
         self._admit()
+
+    def _begin_cold(self, path: Coroutine[Any, Any, None]) -> None:
+        self._cold = self._proxy.loop.create_task(path, name="recognise")
+        self._cold.add_done_callback(self._on_cold_end)
+
+    def _on_cold_end(self, task: asyncio.Task[None]) -> None:
+        """A failure nobody foresaw: the request is refused, not left waiting."""
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            log.error("recognition_failed", exc_info=failure)
+            if not self._is_over and self._hold is None:
+                self._refuse(NOT_READY)
 
     async def _recognise(self, token: bytes) -> None:
         self._go_on_with(await self._proxy.directory.recognise(token, Digest(self._digest)))
@@ -179,7 +195,7 @@ class Admission:
             self._refuse(INVALID)
             return
         self._looked_again = True
-        self._cold = self._proxy.loop.create_task(self._adopt_again(caller), name="adopt again")
+        self._begin_cold(self._adopt_again(caller))
 
     async def _adopt_again(self, caller: Caller) -> None:
         self._go_on_with(await self._proxy.directory.readopt(caller, Digest(self._digest)))

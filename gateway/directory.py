@@ -136,7 +136,11 @@ class Directory:
 
     async def _read(self, key_id: KeyId) -> KeyFacts | None:
         values = await self._ledger.pipe.call("HMGET", self._names.key(key_id), *IDENTITY_FIELDS)
-        return read_key_facts(key_id, values)
+        try:
+            return read_key_facts(key_id, values)
+        except ValueError:  # not text
+            log.error("unreadable_key_record", key=key_id)
+            return None
 
     async def _is_loaded(self) -> bool:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -173,6 +177,6 @@ class Directory:
             return self._hasher.verify(token_hash, token)
         except argon2.exceptions.VerifyMismatchError:
             return False
-        except argon2.exceptions.InvalidHashError:
-            log.error("unreadable_token_hash")
+        except (argon2.exceptions.InvalidHashError, argon2.exceptions.VerificationError, ValueError) as error:
+            log.error("unreadable_token_hash", error=type(error).__name__)
             return False

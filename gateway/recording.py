@@ -19,7 +19,6 @@ from gateway.http1.head import RequestHead
 from gateway.refusals import Refusal
 
 ATTRIBUTION_LENGTH_MAX: Final = 128
-METHOD_LENGTH_MAX: Final = 32
 
 _OUTCOMES: Final[dict[Outcome, bytes]] = {
     "completed": b"completed", "client_gone": b"client_gone", "upstream_failed": b"upstream_failed", "cut": b"cut",
@@ -60,7 +59,7 @@ def usage_event(
         b'"outcome":"%b","bytes_in":%d,"bytes_out":%d,"upstream_ms":%d,"total_ms":%d,"held":%b,"cost":%d,'
         b'"windows":[%b,%b,%b]%b}'
     ) % (
-        request_id, admitted_at_ms, int(admitted_at_ms) + total_ms, who, route, head.method[:METHOD_LENGTH_MAX],
+        request_id, admitted_at_ms, int(admitted_at_ms) + total_ms, who, route, head.method,
         path[:PATH_LENGTH_MAX], status, _OUTCOMES[outcome], bytes_in, bytes_out, upstream_ms, total_ms, held, cost,
         key_window, account_window, organization_window,
         _attribution(head) if head.is_attributed else b"",
@@ -91,7 +90,7 @@ def refused_line(
             "account": identity.account_id if identity else None,
             "key": identity.key_id if identity else None,
             "route": route,
-            "method": head.method[:METHOD_LENGTH_MAX].decode("ascii"),
+            "method": head.method.decode("ascii"),
             "path": path[:PATH_LENGTH_MAX].decode("ascii"),
             "status": no.public_status,
             "outcome": "refused",

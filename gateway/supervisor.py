@@ -146,7 +146,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         listen_fd, channel_fd = worker.listener.fileno(), theirs.fileno()
         worker.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.server", "--listen-fd", str(listen_fd), "--channel-fd", str(channel_fd),
+            sys.executable, "-P", "-m", "gateway.server", "--listen-fd", str(listen_fd), "--channel-fd", str(channel_fd),
             "--log-level", self._settings.log_level,
             pass_fds=(listen_fd, channel_fd), env=self._environment, stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip

@@ -28,6 +28,7 @@ _BAD_FRAMING: Final = "The upstream's framing is repeated, contradictory or malf
 
 CLOSE_DELIMITED: Final = -2
 CHUNKED: Final = -1
+METHOD_LENGTH_MAX: Final = 32
 
 
 class HeadError(Exception):
@@ -119,6 +120,8 @@ def parse_request(head: bytes, *, field_count_max: int, target_length_max: int) 
     if match is None or lines[-1] != b"\r\n":
         raise _why_refused(head)
     method, target, minor_text = match.groups()
+    if len(method) > METHOD_LENGTH_MAX:
+        raise HeadError(501, "No method is that long.")
     if len(target) > target_length_max:
         raise HeadError(414, f"The request target is longer than {target_length_max} bytes.")
     if len(lines) > field_count_max + 2:

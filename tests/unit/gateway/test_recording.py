@@ -14,7 +14,6 @@ from gateway.http1.head import HeadError, RequestHead, parse_request
 from gateway.http1.target import normalise
 from gateway.recording import (
     ATTRIBUTION_LENGTH_MAX,
-    METHOD_LENGTH_MAX,
     access_line,
     caller_fields,
     refused_line,
@@ -85,7 +84,7 @@ def test_an_event_is_read_back_as_the_facts_it_was_made_of(
     assert contract.decode(event) == UsageEvent(
         request_id="request-1", admitted_at_ms=1_700_000_000_000, ended_at_ms=1_700_000_000_000 + total_ms,
         organization="Acme01", account="sa_Acme010123456789", account_name="build-bot", account_kind="service-account",
-        key="Acme010123456789", route="models", method=method[:METHOD_LENGTH_MAX], path=normal.decode()[:PATH_LENGTH_MAX],
+        key="Acme010123456789", route="models", method=method, path=normal.decode()[:PATH_LENGTH_MAX],
         status=status, outcome=outcome, bytes_in=bytes_in, bytes_out=bytes_out, upstream_ms=upstream_ms, total_ms=total_ms,
         held=held, cost=cost, windows=windows, session=kept(session), computer=kept(computer), trace=kept(trace),
     )  # fmt: skip

@@ -196,6 +196,11 @@ def test_a_bad_upstream_is_refused_without_its_password() -> None:
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PEPPER", PEPPER), ("UPSTREAM", "http://a"), ("ACCESS_LOG", ""), ("PEPPER_FILE", "")):
+    for name, value in (
+        ("PEPPER", PEPPER),
+        ("UPSTREAM", "http://a"),
+        ("ACCESS_LOG", ""),
+        ("PEPPER_FILE", ""),
+    ):
         monkeypatch.setenv(f"TOLLKEEPER_{name}", value)
     assert load_settings()[0].access_log_fraction == 1.0

@@ -407,3 +407,11 @@ def test_the_length_of_a_204_can_be_dropped() -> None:
     head = read_answer(b"A: 1", b"content-LENGTH: 0", b"B: 2", status=b"204 No Content")
     head.drop_length()
     assert head.fields == b"A: 1\r\nB: 2\r\n"
+
+
+def test_a_method_that_could_carry_a_secret_is_refused() -> None:
+    with pytest.raises(HeadError) as refused:
+        parse_request(
+            b"G" * 33 + b" / HTTP/1.1\r\nHost: a\r\n\r\n", field_count_max=100, target_length_max=8192
+        )
+    assert refused.value.status == 501
