@@ -125,6 +125,9 @@ class Directory:
         except hiredis.ReplyError as error:
             self._ledger.note_error(error)
             return NOT_READY
+        except argon2.exceptions.VerificationError as error:  # neither proved nor disproved
+            log.error("token_hash_not_verified", key=key_id, error=str(error))
+            return NOT_READY
         caller = Caller.prepare(facts.identity, token_digest, self._names)
         self._remember(token_digest, caller)
         return caller
@@ -177,6 +180,6 @@ class Directory:
             return self._hasher.verify(token_hash, token)
         except argon2.exceptions.VerifyMismatchError:
             return False
-        except (argon2.exceptions.InvalidHashError, argon2.exceptions.VerificationError, ValueError) as error:
-            log.error("unreadable_token_hash", error=type(error).__name__)
+        except argon2.exceptions.InvalidHashError:
+            log.error("unreadable_token_hash")
             return False
