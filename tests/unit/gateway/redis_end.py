@@ -48,6 +48,8 @@ class RedisEnd:
     costs: dict[bytes, int] = field(default_factory=dict)
     events: list[bytes] = field(default_factory=list)
     commands: Counter[str] = field(default_factory=Counter)
+    replies: Callable[[list[bytes]], Any] | None = None
+    """What to answer to each command instead of `run`."""
     line: Line | None = None
     _reader: hiredis.Reader = field(default_factory=hiredis.Reader)
     _seen: int = 0
@@ -62,14 +64,14 @@ class RedisEnd:
     def waiting(self) -> list[str]:
         """Names of the commands that have arrived and are not answered."""
         self._read()
-        return [self._name(command) for command in self._waiting]
+        return [self.name_of(command) for command in self._waiting]
 
     def answer(self, count: int | None = None) -> int:
         """Run and answer the next `count` commands (all, if None); how many there were."""
         self._read()
         batch = self._waiting[:count]
         del self._waiting[:count]
-        replies = b"".join(encode(self.run(command)) for command in batch)
+        replies = b"".join(encode((self.replies or self.run)(command)) for command in batch)
         if replies and self.line is not None:
             self.line.say(replies)
         return len(batch)
@@ -83,7 +85,7 @@ class RedisEnd:
 
     def run(self, command: list[bytes]) -> Any:
         name, *arguments = command
-        self.commands[self._name(command)] += 1
+        self.commands[self.name_of(command)] += 1
         if name == b"EVALSHA":
             sha, count, *rest = arguments
             return self._script(_NAMES[sha], rest[int(count) :])
@@ -133,7 +135,7 @@ class RedisEnd:
             self._waiting.append(command)
 
     @staticmethod
-    def _name(command: list[bytes]) -> str:
+    def name_of(command: list[bytes]) -> str:
         if command[0] == b"EVALSHA":
             return _NAMES[command[1]]
         return re.sub(r"\W", "", command[0].decode()).lower()
