@@ -40,6 +40,9 @@ _CONNECTION_REFUSALS: Final = {
     ),
     "full": OVERLOADED,
 }
+_NO_CONNECTION_IN_TIME: Final = Refusal(
+    Reason.OVERLOADED, detail="No connection to the service became free in time. Try again shortly."
+)
 
 
 class Exchange(Admission):
@@ -275,11 +278,13 @@ class Exchange(Admission):
             return
         if now >= self._extend_due and not self._extending:
             self._extend(now)
+        settings, timeouts = self._proxy.settings, self._lane.route.timeouts
         connection = self._connection
         if connection is None:
+            if now - self._touched > timeouts.connect_s + timeouts.first_byte_s:
+                self._fail(_NO_CONNECTION_IN_TIME)
             return
         self._note_progress(now, connection)
-        settings, timeouts = self._proxy.settings, self._lane.route.timeouts
         still_s = now - self._touched
         if self.client.is_write_paused:
             if still_s > settings.body_timeout_s:
@@ -361,7 +366,7 @@ class Exchange(Admission):
         assert caller is not None
         assert hold is not None
         proxy.in_flight -= 1
-        if not self._sent_at:
+        if self._replayed or not self._sent_at:
             self._lane.pool.stop_waiting(self)
         whole_s = proxy.loop.time() - self._started
         elapsed_ms = round(whole_s * 1000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from typing import cast
 
 from gateway.http1.upstream import Answering, ConnectionFailed, UpstreamConnection
 from gateway.routing import Timeouts, Upstream
@@ -53,7 +54,7 @@ class UpstreamPool:
             connection = self._idle.pop()
             if connection.is_usable:
                 return connection
-        if len(self._open) + len(self._opening) < self._connections_max:
+        if self._has_room:
             task = self._loop.create_task(self._connect(borrower), name=f"connect {self._upstream.host}")
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
@@ -103,7 +104,26 @@ class UpstreamPool:
         for connection in list(self._open):
             connection.abort()
 
+    @property
+    def _has_room(self) -> bool:
+        return len(self._open) + len(self._opening) < self._connections_max
+
     async def _connect(self, borrower: Answering) -> None:
+        """Open a connection for a borrower. What it counted for while it was opening is free again before anybody hears how
+        that went, so that a failure makes room for the next who waits."""
+        try:
+            connection = await self._opened()
+        except ConnectionFailed as error:
+            self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            borrower.on_no_connection(error)
+            self._serve_waiting()
+        else:
+            self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._open.add(connection)
+            borrower.on_connection(connection)
+
+    async def _opened(self) -> UpstreamConnection:
+        """A new connection. Raises ConnectionFailed."""
         upstream, connect_s = self._upstream, self._timeouts.connect_s
         try:
             async with asyncio.timeout(connect_s):
@@ -115,26 +135,18 @@ class UpstreamPool:
                     server_hostname=upstream.host if self._tls else None,
                 )
         except TimeoutError:
-            self._report_failure(
-                borrower, ConnectionFailed("timeout", f"no connection within {connect_s:g} s")
-            )
+            raise ConnectionFailed("timeout", f"no connection within {connect_s:g} s") from None
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be nobody's
             words = getattr(error, "strerror", None) or type(error).__name__
-            self._report_failure(borrower, ConnectionFailed("unreachable", words))
-        else:
-            if not connection.is_usable:  # lost again before we were told of it
-                self._report_failure(
-                    borrower, ConnectionFailed("unreachable", "the connection was closed at once")
-                )
-                return
-            self._open.add(connection)
-            borrower.on_connection(connection)
-
-    def _report_failure(self, borrower: Answering, error: ConnectionFailed) -> None:
-        borrower.on_no_connection(error)
-        if self._waiting and not self._is_closed:
-            self._loop.call_soon(self._serve_waiting)
+            raise ConnectionFailed("unreachable", words) from error
+        if not connection.is_usable:  # lost again before we were told of it
+            raise ConnectionFailed("unreachable", "the connection was closed at once")
+        return connection
 
     def _serve_waiting(self) -> None:
-        if self._waiting and not self._is_closed:
-            self.borrow(self._waiting.popleft())
+        """Something has become free: for whoever has waited longest."""
+        if self._waiting and not self._is_closed and (self._idle or self._has_room):
+            borrower = self._waiting.popleft()
+            connection = self.borrow(borrower)
+            if connection is not None:
+                borrower.on_connection(connection)
