@@ -83,10 +83,16 @@ class Supervisor:
         return self._stopping.is_set()
 
     async def snapshot(self) -> Snapshot:
-        """The sum over all workers, those that died included."""
-        alive = await asyncio.gather(*(self._ask(worker) for worker in self._workers))
+        """The sum over all workers: those that died, and what those that do not answer said last, included."""
+        answered = await asyncio.gather(*(self._ask(worker) for worker in self._workers))
         self._fold_departed()
-        total = add_snapshots([*self._departed, *(snapshot for snapshot in alive if snapshot is not None)])
+        # What a worker said last is looked up only here: while the others were asked, it may have moved to the departed.
+        current = [
+            worker.last if has_answered else without_gauges(worker.last)
+            for worker, has_answered in zip(self._workers, answered, strict=True)
+            if worker.last is not None
+        ]
+        total = add_snapshots([*self._departed, *current])
         total["events"]["worker_restarted"] = self.restarts
         total["gauges"].setdefault("workers", 0)
         return total
@@ -102,11 +108,12 @@ class Supervisor:
         if len(self._departed) > 1:
             self._departed = [add_snapshots(self._departed)]
 
-    async def _ask(self, worker: Worker) -> Snapshot | None:
+    async def _ask(self, worker: Worker) -> bool:
+        """Note in `worker.last` what the worker has counted; False if it does not say."""
         async with worker.asking:
             reader, writer = worker.reader, worker.writer
             if reader is None or writer is None:
-                return None
+                return False
             try:
                 async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
                     if not worker.is_asked:
@@ -115,13 +122,14 @@ class Supervisor:
                     line = await reader.readline()
             except (OSError, TimeoutError):
                 log.error("worker_silent", worker=worker.number)
-                return None
-            if worker.reader is reader:
-                worker.is_asked = False
-            if not line:
-                return None
+                return False
+            if worker.reader is not reader:  # it died, and its place is another's by now
+                return False
+            worker.is_asked = False
+            if not line.endswith(b"\n"):
+                return False
             worker.last = orjson.loads(line)
-            return worker.last
+            return True
 
     async def _keep(self, worker: Worker) -> None:
         """Start a worker, and again whenever it ends before we stop."""
