@@ -161,7 +161,7 @@ def test_an_accepted_request_is_read_alike_to_its_last_byte(head: bytes) -> None
         assert [message.target for message in messages[1:]] == [b"/the-next"]
 
 
-@settings(max_examples=1200, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(mutated(request_heads()))
 def test_a_tampered_request_is_refused_or_read_alike(head: bytes) -> None:
     ours = accepted(head)
@@ -206,7 +206,7 @@ def test_an_accepted_answer_is_read_alike(head: bytes) -> None:
     event("both accept" if answer_must_agree(head) else "one refuses")
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(mutated(answer_heads()))
 def test_a_tampered_answer_is_refused_or_read_alike(head: bytes) -> None:
     event("both accept" if answer_must_agree(head) else "one refuses")
