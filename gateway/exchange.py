@@ -103,8 +103,8 @@ class Exchange(Admission):
             request += encode_chunk(early) if self.head.length == CHUNKED else early
         if self._body_done and self.head.length == CHUNKED:
             request += LAST_CHUNK
+        self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
         connection.begin(self, request, is_head_request=self.head.method == b"HEAD")
-        self.client.resume_reading()
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
         if self._is_over:

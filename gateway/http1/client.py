@@ -7,11 +7,12 @@ after anything malformed it answers once and closes, because what follows could 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from gateway.exchange import Exchange
 from gateway.http1.body import BodyReader, body_reader
 from gateway.http1.chunked import ChunkError
+from gateway.http1.connection_end import ConnectionEnd
 from gateway.http1.head import HeadError, RequestHead, find_head_end, reject_early
 from gateway.http1.own_answer import refusal_answer
 from gateway.http1.reading import read_request
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from gateway.proxy import Proxy
 
 PIPELINED_BYTES_MAX: Final = 65_536
-WRITE_BUFFER_HIGH: Final = 262_144
 DISCARD_BYTES_MAX: Final = 262_144
 """Unread body of a refused request that is read and thrown away to keep the connection; a larger one closes it."""
 
@@ -37,17 +37,17 @@ OWN_PREFIX: Final = b"/-/"
 """The gateway's own paths: never forwarded."""
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(ConnectionEnd):
     """See the module's docstring."""
 
     __slots__ = (
         "_body", "_closes", "_deadline", "_discarded", "_eof_at", "_exchange", "_is_lingering", "_kept", "_last",
-        "_proxy", "_scanned", "_transport", "address", "is_read_paused", "is_write_paused",
+        "_proxy", "_scanned", "_unsent", "address", "is_write_paused",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
         self._proxy = proxy
-        self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._kept = b""
         self._scanned = 0
@@ -57,17 +57,16 @@ class ClientConnection(asyncio.Protocol):
         self._closes = False
         self._is_lingering = False
         self._deadline = 0.0
+        self._unsent = 0
         self._eof_at = 0.0
         self.address = b"-"
-        self.is_read_paused = False
         self.is_write_paused = False
 
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         proxy = self._proxy
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
-        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.address = str(peer[0]).encode("ascii", "replace")
@@ -100,6 +99,10 @@ class ClientConnection(asyncio.Protocol):
         self.is_write_paused = False
         if self._exchange is not None:
             self._exchange.on_client_drained()
+            return
+        self.resume_reading()
+        if self._kept:
+            self._proxy.loop.call_soon(self._read_kept)
 
     def data_received(self, data: bytes) -> None:
         if self._body is not None:
@@ -115,24 +118,20 @@ class ClientConnection(asyncio.Protocol):
 
     # -- what an exchange uses
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes written here that the client has not taken yet."""
-        return self._transport.get_write_buffer_size() if self._transport else 0
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    def pause_reading(self) -> None:
-        if not self.is_read_paused and self._transport is not None:
-            self.is_read_paused = True
-            self._transport.pause_reading()
-
     def resume_reading(self) -> None:
-        if self.is_read_paused and self._transport is not None:
-            self.is_read_paused = False
-            self._transport.resume_reading()
+        """Read on, unless the client is too far ahead."""
+        if self.is_read_paused and not self._is_ahead:
+            super().resume_reading()
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether requests pile up here, or answers that the client does not take: it is to be read no further."""
+        if self._is_lingering:
+            return False
+        is_full = (
+            len(self._kept) > PIPELINED_BYTES_MAX and not self._scanned
+        )  # else it is one unfinished head
+        return is_full or (self.is_write_paused and self._exchange is None)
 
     def close_after_answer(self) -> None:
         """The answer now being written is the last one on this connection."""
@@ -158,13 +157,17 @@ class ClientConnection(asyncio.Protocol):
             if self._body is not None or self._kept:
                 self._linger()
             else:
+                self._unsent, self._deadline = 0, 0.0
                 transport.close()
             return
         now = self._proxy.loop.time()
         self._deadline = now + self._proxy.settings.idle_timeout_s
         if self._eof_at:
             self._eof_at = now
-        self.resume_reading()
+        if self._is_ahead:
+            self.pause_reading()
+        else:
+            self.resume_reading()
         if self._kept:
             self._proxy.loop.call_soon(self._read_kept)
 
@@ -187,11 +190,6 @@ class ClientConnection(asyncio.Protocol):
             self._deadline = self._proxy.loop.time() + LINGER_S
             self._transport.close()
 
-    def abort(self) -> None:
-        """End the connection now."""
-        if self._transport is not None:
-            self._transport.abort()
-
     # -- time
 
     def on_tick(self, now: float) -> None:
@@ -205,11 +203,15 @@ class ClientConnection(asyncio.Protocol):
             return
         if now < self._deadline:
             return
-        if (
+        unsent = self.unsent_bytes
+        if unsent and unsent != self._unsent:  # the client still takes what was written for it
+            self._unsent, self._deadline = unsent, now + self._proxy.settings.body_timeout_s
+        elif (
             self._transport is None
             or self._transport.is_closing()
             or self._is_lingering
             or self._body is not None
+            or unsent
         ):
             self.abort()
         elif self._kept:
@@ -225,16 +227,22 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
 
     def cut(self, detail: str) -> None:
-        """The gateway stops and will wait no longer."""
-        if self._exchange is not None:
+        """The gateway stops and will wait no longer: say so to whoever still waits for an answer."""
+        self._closes = True
+        if self._exchange is not None and not self._exchange.is_over:
             self._exchange.cut(detail)
-        self.abort()
+        else:
+            self.abort()
 
     # -- reading requests
 
     def _read_kept(self) -> None:
-        if self._exchange is None and self._kept and not self._closes and self._transport is not None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or self.is_write_paused:
+            return
+        if self._exchange is None and self._kept:
             self._read_head(self._kept)
+            self.resume_reading()
 
     def _read_head(self, data: bytes) -> None:
         start = (
@@ -326,12 +334,12 @@ class ClientConnection(asyncio.Protocol):
             pieces = body.feed(data)
         except ChunkError as error:
             self._proxy.metrics.events["bad_body"] += 1
-            self._body = None
             self._closes = True
             if exchange is not None:
                 exchange.on_bad_body(Refusal(Reason.BAD_REQUEST, detail=f"The body is malformed: {error}."))
             else:
                 self.abort()
+            self._body = None  # only now: while it is there, an answer is known to come before the body's end
             return
         if pieces:
             self._take_body(exchange, pieces[0] if len(pieces) == 1 else b"".join(pieces))
@@ -341,7 +349,7 @@ class ClientConnection(asyncio.Protocol):
     def _take_body(self, exchange: Exchange | None, data: bytes) -> None:
         self._discarded += len(data)
         if exchange is None:
-            if self._discarded > DISCARD_BYTES_MAX and not self._is_lingering:
+            if self._discarded > DISCARD_BYTES_MAX:
                 self.abort()
         elif self._discarded > self._proxy.settings.body_bytes_max:
             self._closes = True
@@ -354,9 +362,6 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._kept += rest
             self._exchange.on_request_end()
-        elif self._is_lingering:
-            if self._transport is not None:
-                self._transport.close()
         elif rest:
             self._kept = rest
             self._proxy.loop.call_soon(self._read_kept)  # not at once: a read may hold many that are refused
@@ -382,7 +387,7 @@ class ClientConnection(asyncio.Protocol):
         """Say that nothing more comes, and read what still arrives for a moment: closing at once with unread bytes would
         reset the connection, and the client might never see the answer."""
         self._is_lingering = True
-        self._body = None
+        self._body, self._kept, self._scanned = None, b"", 0
         self._deadline = self._proxy.loop.time() + LINGER_S
         if self._transport is not None:
             self.resume_reading()

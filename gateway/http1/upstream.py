@@ -6,10 +6,10 @@ It reads one answer at a time and gives it to an `Answering`, which is told exac
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.http1.chunked import ChunkedReader, ChunkError
+from gateway.http1.connection_end import ConnectionEnd
 from gateway.http1.head import (
     CHUNKED,
     CLOSE_DELIMITED,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES_MAX: Final = 65_536
 FIELD_COUNT_MAX: Final = 200
-WRITE_BUFFER_HIGH: Final = 262_144
 
 _AWAIT_HEAD, _BY_LENGTH, _BY_CHUNKS, _UNTIL_CLOSE, _IDLE = range(5)
 _NO_BODY: Final = frozenset((204, 304))
@@ -69,17 +68,17 @@ class ConnectionFailed(Exception):
         self.kind = kind
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(ConnectionEnd):
     """One connection: writes requests, reads answers strictly."""
 
     __slots__ = (
         "_answering", "_chunks", "_is_head_request", "_keep_alive", "_kept", "_left", "_pool", "_state",
-        "_transport", "idle_since", "is_read_paused", "requests",
+        "idle_since", "requests",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool) -> None:
+        super().__init__()
         self._pool = pool
-        self._transport: asyncio.Transport | None = None
         self._answering: Answering | None = None
         self._state = _IDLE
         self._kept = b""
@@ -88,18 +87,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._keep_alive = True
         self._is_head_request = False
         self.idle_since = 0.0
-        self.is_read_paused = False
         self.requests = 0
 
     @property
     def is_usable(self) -> bool:
         transport = self._transport
         return transport is not None and self._state == _IDLE and not transport.is_closing()
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes written here that the upstream has not taken yet."""
-        return self._transport.get_write_buffer_size() if self._transport else 0
 
     def begin(self, answering: Answering, request: bytes, *, is_head_request: bool) -> None:
         """Send a request's head (and what there is of its body); its answer goes to `answering`."""
@@ -109,11 +102,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.requests += 1
         assert self._transport is not None
         self._transport.write(request)
-
-    def write(self, data: bytes) -> None:
-        """More of the request's body, framed."""
-        if self._transport is not None:
-            self._transport.write(data)
 
     def release(self) -> None:
         """The answer is whole and so is the request: lend the connection to somebody else, if it may be.
@@ -135,24 +123,9 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection now; the borrower is not told."""
         self._answering = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    def pause_reading(self) -> None:
-        if not self.is_read_paused and self._transport is not None:
-            self.is_read_paused = True
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self.is_read_paused and self._transport is not None:
-            self.is_read_paused = False
-            self._transport.resume_reading()
+        super().abort()
 
     # -- asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
-        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -1,0 +1,47 @@
+"""Our end of a connection, as clients' and upstreams' have it in common: writing, and pauses of reading. Acts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, cast
+
+WRITE_BUFFER_HIGH: Final = 262_144
+"""Bytes that may wait for the other end before whoever writes is told to stop."""
+
+
+class ConnectionEnd(asyncio.Protocol):
+    """After the connection is lost, everything here does nothing."""
+
+    __slots__ = ("_transport", "is_read_paused")
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self.is_read_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written here that the other end has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self.is_read_paused and self._transport is not None:
+            self.is_read_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_read_paused and self._transport is not None:
+            self.is_read_paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
