@@ -67,9 +67,11 @@ class LogTail:
         if size == self._position:
             return []
         with self._path.open("r+b") as file:
-            # A flood is not repeated here: it is in the file.
-            file.seek(max(self._position, size - _READ_BYTES_MAX))
-            data = self._rest + file.read()
+            start = max(self._position, size - _READ_BYTES_MAX)
+            file.seek(start)
+            data = file.read()
+            # A flood is not repeated here: it is in the file. What is read of it begins in the middle of a line.
+            data = data[data.find(b"\n") + 1 :] if start > self._position else self._rest + data
             self._position = file.tell()
             if self._position > LOG_BYTES_MAX:
                 # The writer appends (O_APPEND), so it goes on at the start of the emptied file.

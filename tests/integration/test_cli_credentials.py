@@ -151,3 +151,19 @@ def test_a_log_is_read_from_where_it_ended_and_only_whole_lines(
         file.write("ond\n")
     tail.pass_on()
     assert capsys.readouterr().err == "[gateway] second\n"
+
+
+def test_of_a_flood_in_a_log_no_torn_line_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("")
+    tail = LogTail("gateway", log)
+    line = json.dumps({"log": "access", "path": "/" + "x" * 970}) + "\n"
+    with log.open("a") as file:
+        file.write(line[:1])
+        file.flush()
+        tail.pass_on()
+        file.write(line[1:] + line * 1500)
+    tail.pass_on()
+    assert capsys.readouterr().err == ""
