@@ -87,6 +87,7 @@ async def serve(listen_fd: int, channel_fd: int) -> None:
     proxy = Proxy(settings, routes, pepper, AccessLog(settings.access_log_fraction))
     proxy.start()
     await loop.create_connection(lambda: Channel(proxy, stop), sock=socket.socket(fileno=channel_fd))
+    await await_ledger(proxy, settings.redis_timeout_s)
     listener = await loop.create_server(
         lambda: ClientConnection(proxy), sock=socket.socket(fileno=listen_fd), backlog=LISTEN_BACKLOG
     )
@@ -102,6 +103,16 @@ async def serve(listen_fd: int, channel_fd: int) -> None:
     await drain(proxy, settings.drain_timeout_s)
     await proxy.close()
     log.info("worker_stopped")
+
+
+async def await_ledger(proxy: Proxy, timeout_s: float) -> None:
+    """Leave connections in the backlog until Redis has said that it is loaded, for at most `timeout_s`.
+
+    Who connects while a worker takes another's place then waits some milliseconds and is not answered 503.
+    """
+    deadline = proxy.loop.time() + timeout_s
+    while not proxy.is_ready and proxy.loop.time() < deadline:  # noqa: ASYNC110 - as in Proxy.close
+        await asyncio.sleep(0.005)
 
 
 async def drain(proxy: Proxy, timeout_s: float) -> None:

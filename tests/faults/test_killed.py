@@ -40,7 +40,8 @@ async def test_a_killed_worker_is_replaced_and_every_request_has_one_row(
             os.kill(random.choice(workers).pid, signal.SIGKILL)
             await running.until(200, 100)
             await wait_until(stack.gateway_is_ready, 20, "a replacement")
-    assert set(running.counted()) <= {200, 503, None}
+    # None: the connections of the worker that was killed. Nobody is refused because its successor is not ready yet.
+    assert set(running.counted()) <= {200, None}
     rows = await every_request_has_its_row(installation, workload, fault_upstream)
     outcomes = {row["outcome"] for row in rows}
     assert "expired" in outcomes, "nobody was in the middle of a request when the worker was killed"
