@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hiredis
 import structlog
 
+from gateway.contract.ids import Level, organization_id
 from gateway.contract.token import TOKEN_LENGTH, Digest, key_id_of
 from gateway.credentials import token_in
 from gateway.directory import INVALID, NOT_READY, OVERLOADED
@@ -21,7 +22,7 @@ from gateway.http1.head import RequestHead
 from gateway.ledger import Caller
 from gateway.recording import refused_line
 from gateway.redis_pipe import PipeLost, Reply
-from gateway.refusals import Reason, Refusal, read_admission
+from gateway.refusals import Entity, Reason, Refusal, read_admission
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -152,9 +153,13 @@ class Admission:
         assert caller is not None
         if isinstance(reply, list):
             identity = caller.identity
-            entities = {
-                "key": identity.key_id, "account": identity.account_name, "organization": identity.organization_name,
-            }  # fmt: skip
+            entities: dict[Level, Entity] = {
+                "key": Entity(identity.key_id),
+                "account": Entity(identity.account_id, identity.account_name),
+                "organization": Entity(
+                    organization_id(identity.organization_tag), identity.organization_name
+                ),
+            }
             route = self._lane.route
             refusal = read_admission(reply, entities, route.hold, route.quota_status)
             if refusal is not None:

@@ -159,8 +159,16 @@ def expired(expires_at_ms: int) -> Refusal:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Whose limit it is: the id by which the control plane knows it, and the name by which people do (keys: None)."""
+
+    id: str
+    name: str | None = None
+
+
 def budget_exceeded(
-    level: Level, entity: str, estimate: int, counters: tuple[int, int, int, int], quota_status: int
+    level: Level, entity: Entity, estimate: int, counters: tuple[int, int, int, int], quota_status: int
 ) -> Refusal:
     """No room at `level`. `counters` are limit, spent, held (microcredits) and resets_at_ms (0: never)."""
     limit, spent, held, resets_at_ms = counters
@@ -168,14 +176,15 @@ def budget_exceeded(
     remaining = max(limit - spent - held, 0)
     when = f"It starts afresh at {resets_at}." if resets_at else "It never starts afresh."
     detail = (
-        f"The credit limit of the {level} {entity} leaves {format_credits(remaining)} of {format_credits(limit)} credits, "
-        f"and this request may cost {format_credits(estimate)}. {when} "
+        f"The credit limit of the {level} {entity.name or entity.id} leaves {format_credits(remaining)} of "
+        f"{format_credits(limit)} credits, and this request may cost {format_credits(estimate)}. {when} "
         f"Whoever manages the {level} can raise the limit."
     )
     return Refusal(
         Reason.BUDGET_EXCEEDED, detail=detail, status=quota_status,
         metadata={
-            "level": level, "id": entity, "limit": format_credits(limit), "spent": format_credits(spent),
+            "level": level, "id": entity.id, **({"name": entity.name} if entity.name else {}),
+            "limit": format_credits(limit), "spent": format_credits(spent),
             "held": format_credits(held), "remaining": format_credits(remaining),
             "estimate": format_credits(estimate), "resets_at": resets_at,
         },
@@ -228,12 +237,12 @@ def render(refusal: Refusal, dialect: Dialect, request_id: str) -> tuple[bytes, 
 
 
 def read_admission(
-    reply: Sequence[Any], entities: Mapping[str, str], estimate: int, quota_status: int
+    reply: Sequence[Any], entities: Mapping[Level, Entity], estimate: int, quota_status: int
 ) -> Refusal | None:
     """A refusal out of the answer of admit or extend; None for the answers that are not about the caller."""
     word = reply[0]
     if word == b"budget":
-        level = reply[1].decode()
+        level: Level = reply[1].decode()
         counters = (int(reply[2]), int(reply[3]), int(reply[4]), int(reply[5]))
         return budget_exceeded(level, entities[level], estimate, counters, quota_status)
     if word == b"status":

@@ -30,7 +30,7 @@ async def race(installation: Installation, workloads: list[Workload]) -> list[tu
 
 
 async def entity_of(installation: Installation, level: str) -> tuple[list[Workload], str]:
-    """Keys whose budget at `level` is 1 credit a day in all, and the name by which a refusal calls that entity."""
+    """Keys whose budget at `level` is 1 credit a day in all, and the id by which a refusal calls that entity."""
     one = {"limit": "1.00", "period": "daily"}
     if level == "key":
         workload = await installation.workload(**one)
@@ -38,10 +38,10 @@ async def entity_of(installation: Installation, level: str) -> tuple[list[Worklo
     if level == "account":
         organization = await installation.organization()
         account = await installation.account(organization, **one)
-        return [await installation.key(organization, account) for _ in range(5)], account["name"]
+        return [await installation.key(organization, account) for _ in range(5)], account["id"]
     organization = await installation.organization(**one)
     accounts = [await installation.account(organization) for _ in range(4)]
-    return [await installation.key(organization, account) for account in accounts], organization["name"]
+    return [await installation.key(organization, account) for account in accounts], organization["id"]
 
 
 @pytest.mark.parametrize("level", ["key", "account", "organization"])

@@ -3,10 +3,11 @@
 import orjson
 import pytest
 
-from gateway.contract.ids import LEVELS
+from gateway.contract.ids import LEVELS, Level
 from gateway.contract.token import PATTERN
 from gateway.http1.own_answer import refusal_answer
 from gateway.refusals import (
+    Entity,
     Reason,
     Refusal,
     budget_exceeded,
@@ -27,7 +28,7 @@ STATUSES = {
 MILLION = 1_000_000
 RESETS_AT_MS = 1_735_689_600_000
 BUDGET = budget_exceeded(
-    "account", "builder", 1_500_000, (10 * MILLION, 9 * MILLION, 250_000, RESETS_AT_MS), 402
+    "account", Entity("sa_1", "builder"), 1_500_000, (10 * MILLION, 9 * MILLION, 250_000, RESETS_AT_MS), 402
 )
 
 
@@ -86,8 +87,8 @@ def test_anthropics_dialect_is_an_error_in_an_error() -> None:
 
 def test_a_budget_refusal_names_level_limit_and_when_it_starts_afresh() -> None:
     assert BUDGET.metadata == {
-        "level": "account", "id": "builder", "limit": "10", "spent": "9", "held": "0.25", "remaining": "0.75",
-        "estimate": "1.5", "resets_at": "2025-01-01T00:00:00Z",
+        "level": "account", "id": "sa_1", "name": "builder", "limit": "10", "spent": "9", "held": "0.25",
+        "remaining": "0.75", "estimate": "1.5", "resets_at": "2025-01-01T00:00:00Z",
     }  # fmt: skip
     for words in ("account builder", "0.75 of 10 credits", "1.5", "2025-01-01T00:00:00Z"):
         assert words in BUDGET.public_detail
@@ -96,19 +97,26 @@ def test_a_budget_refusal_names_level_limit_and_when_it_starts_afresh() -> None:
         assert all(words in body for words in ("builder", "0.75", "2025-01-01T00:00:00Z")), dialect
 
 
+def test_a_keys_refusal_calls_the_key_by_its_id() -> None:
+    refusal = budget_exceeded("key", Entity("abc"), 1, (0, 0, 0, 0), 402)
+    assert refusal.metadata["id"] == "abc"
+    assert "name" not in refusal.metadata
+    assert "the key abc " in refusal.public_detail
+
+
 def test_a_budget_that_never_starts_afresh_says_so() -> None:
-    refusal = budget_exceeded("key", "k", 1, (0, 0, 0, 0), 402)
+    refusal = budget_exceeded("key", Entity("k"), 1, (0, 0, 0, 0), 402)
     assert refusal.metadata["resets_at"] is None
     assert "never" in refusal.public_detail
 
 
 def test_what_was_overspent_leaves_nothing_rather_than_less() -> None:
-    refusal = budget_exceeded("key", "k", 1, (MILLION, 3 * MILLION, 0, 0), 402)
+    refusal = budget_exceeded("key", Entity("k"), 1, (MILLION, 3 * MILLION, 0, 0), 402)
     assert refusal.metadata["remaining"] == "0"
 
 
 def test_where_a_route_says_429_retrying_is_advised_against() -> None:
-    softened = budget_exceeded("key", "k", 1, (1, 1, 0, 0), 429)
+    softened = budget_exceeded("key", Entity("k"), 1, (1, 1, 0, 0), 429)
     assert softened.public_status == 429
     assert (b"x-should-retry", b"false") in headers(softened)
     assert orjson.loads(render(softened, "problem", "r")[1])["status"] == 429
@@ -186,11 +194,15 @@ def test_an_expired_key_is_told_since_when() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_admissions_answer_about_a_budget_is_read_with_the_name_of_its_level(level: str) -> None:
-    entities = {"key": "k1", "account": "builder", "organization": "acme"}
+def test_admissions_answer_about_a_budget_is_read_with_the_name_of_its_level(level: Level) -> None:
+    entities: dict[Level, Entity] = {
+        "key": Entity("k1"),
+        "account": Entity("sa_1", "builder"),
+        "organization": Entity("org_1", "acme"),
+    }
     reply = [b"budget", level.encode(), 5, 3, 1, RESETS_AT_MS]
     refusal = read_admission(reply, entities, 2, 429)
-    assert refusal == budget_exceeded(level, entities[level], 2, (5, 3, 1, RESETS_AT_MS), 429)  # type: ignore[arg-type]
+    assert refusal == budget_exceeded(level, entities[level], 2, (5, 3, 1, RESETS_AT_MS), 429)
 
 
 @pytest.mark.parametrize("reply", [[b"digest"], [b"missing", b"key"], [b"something new"]])
