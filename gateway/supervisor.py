@@ -42,6 +42,7 @@ class Worker:
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_asked: bool = False
     """Whether a snapshot was asked for that has not come yet. The channel stays open meanwhile: its end stops a worker."""
+    is_told_to_stop: bool = False
 
 
 class Supervisor:
@@ -109,64 +110,95 @@ class Supervisor:
             self._departed = [add_snapshots(self._departed)]
 
     async def _ask(self, worker: Worker) -> bool:
-        """Note in `worker.last` what the worker has counted; False if it does not say."""
-        async with worker.asking:
-            reader, writer = worker.reader, worker.writer
-            if reader is None or writer is None:
-                return False
-            try:
-                async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
-                    if not worker.is_asked:
-                        writer.write(b"\n")
-                        worker.is_asked = True
-                    line = await reader.readline()
-            except (OSError, TimeoutError):
-                log.error("worker_silent", worker=worker.number)
-                return False
-            if worker.reader is not reader:  # it died, and its place is another's by now
-                return False
-            worker.is_asked = False
-            if not line.endswith(b"\n"):
-                return False
-            worker.last = orjson.loads(line)
-            return True
+        """Note in `worker.last` what the worker has counted; False if it does not say. The bound is on waiting for others who
+        ask, too: else everybody who asks a silent worker would wait behind all who asked before, and so would stopping.
+        """
+        try:
+            async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S), worker.asking:
+                return await self._ask_alone(worker)
+        except TimeoutError:
+            log.error("worker_silent", worker=worker.number)
+        except OSError:  # it died, which `_keep` says
+            pass
+        return False
+
+    @staticmethod
+    async def _ask_alone(worker: Worker) -> bool:
+        reader, writer = worker.reader, worker.writer
+        if reader is None or writer is None:
+            return False
+        if not worker.is_asked:
+            writer.write(b"\n")
+            worker.is_asked = True
+        line = await reader.readline()
+        if worker.reader is not reader:  # it died, and its place is another's by now
+            return False
+        worker.is_asked = False
+        if not line.endswith(b"\n"):
+            return False
+        worker.last = orjson.loads(line)
+        return True
 
     async def _keep(self, worker: Worker) -> None:
         """Start a worker, and again whenever it ends before we stop."""
         delay_s = 0.0
         while not self.is_stopping:
             started = asyncio.get_running_loop().time()
-            await self._start(worker)
-            assert worker.process is not None
-            status = await worker.process.wait()
-            if worker.last is not None:
-                self._departed.append(without_gauges(worker.last))
-            worker.last = worker.reader = worker.writer = worker.process = None
-            self.restarts += not self.is_stopping
-            if self._stopping.is_set():
-                return
-            log.error("worker_died", worker=worker.number, status=status)
+            try:
+                status = await self._run_once(worker)
+            except OSError as error:  # no memory or no processes left: there may be later
+                log.error(
+                    "worker_not_started", worker=worker.number, error=error.strerror or type(error).__name__
+                )
+            else:
+                self.restarts += not self.is_stopping
+                if self._stopping.is_set():
+                    return
+                log.error("worker_died", worker=worker.number, status=status)
             lived_s = asyncio.get_running_loop().time() - started
             delay_s = 0.0 if lived_s > _RESTART_DELAY_MAX_S else min(delay_s * 2 + 0.1, _RESTART_DELAY_MAX_S)
             await asyncio.sleep(delay_s)
 
-    async def _start(self, worker: Worker) -> None:
+    async def _run_once(self, worker: Worker) -> int:
+        """Start a worker and wait for its end: its status. Raises OSError if it could not be started."""
+        worker.is_told_to_stop = False
+        process = await self._start(worker)
+        if self.is_stopping:  # since it was being started: whoever stops the workers did not see this one
+            _tell_to_stop(worker)
+        status = await process.wait()
+        if worker.last is not None:
+            self._departed.append(without_gauges(worker.last))
+        if worker.writer is not None:
+            worker.writer.close()
+        worker.last = worker.reader = worker.writer = worker.process = None
+        return status
+
+    async def _start(self, worker: Worker) -> asyncio.subprocess.Process:
         ours, theirs = socket.socketpair()
         listen_fd, channel_fd = worker.listener.fileno(), theirs.fileno()
-        worker.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "gateway.server", "--listen-fd", str(listen_fd), "--channel-fd", str(channel_fd),
-            "--log-level", self._settings.log_level,
-            pass_fds=(listen_fd, channel_fd), env=self._environment, stdin=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        theirs.close()
+        try:
+            worker.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "gateway.server",
+                "--listen-fd", str(listen_fd), "--channel-fd", str(channel_fd), "--log-level", self._settings.log_level,
+                pass_fds=(listen_fd, channel_fd), env=self._environment, stdin=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         worker.reader, worker.writer = await asyncio.open_connection(sock=ours, limit=16 * 1024 * 1024)
         worker.is_asked = False
+        return worker.process
 
     async def _stop_workers(self) -> None:
+        """Ask once more what was counted, and stop. Who connects from here on is turned away, not left waiting for workers
+        that accept no more."""
         for worker in self._workers:
-            await self._ask(worker)
-            if worker.process is not None and worker.process.returncode is None:
-                worker.process.send_signal(signal.SIGTERM)
+            worker.listener.close()
+        await asyncio.gather(*(self._ask(worker) for worker in self._workers))
+        for worker in self._workers:
+            _tell_to_stop(worker)
         _, late = await asyncio.wait(self._keepers, timeout=self._settings.drain_timeout_s + _STOP_MARGIN_S)
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode is None:
@@ -175,8 +207,14 @@ class Supervisor:
         for keeper in late:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        for worker in self._workers:
-            worker.listener.close()
+
+
+def _tell_to_stop(worker: Worker) -> None:
+    """Once: a second signal would reap a process that has just ended, and whoever waits for it would not learn its status."""
+    process = worker.process
+    if process is not None and process.returncode is None and not worker.is_told_to_stop:
+        worker.is_told_to_stop = True
+        process.terminate()
 
 
 def open_listeners(address: str, count: int) -> list[socket.socket]:
