@@ -5,7 +5,7 @@ Deleted accounts and revoked keys are rules too: a record that says "revoked" ou
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -52,8 +52,11 @@ async def load_all(conn: Connection, kind: Level, entities: Sequence[str]) -> li
     return [_READ[kind](row) for row in rows]
 
 
-async def all_rules(conn: Connection) -> AsyncIterator[Rules]:
-    """Everything there is: organizations, then accounts, then keys, as one consistent picture, a batch at a time."""
+async def all_rules(conn: Connection) -> AsyncGenerator[Rules, None]:
+    """Everything there is: organizations, then accounts, then keys, as one consistent picture, a batch at a time.
+
+    A transaction is open until the generator is closed: whoever may stop early closes it.
+    """
     async with conn.transaction(isolation="repeatable_read", readonly=True):
         for kind in PUBLISHING_ORDER:
             async for row in conn.cursor(_SELECT[kind], prefetch=_BATCH):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -120,8 +121,12 @@ async def _write_everything(context: Context) -> int:
     publisher = Publisher(context.redis, context.layout)
     now_ms = await clock_ms(context.redis)
     written = 0
-    async for batch in _batches(rules.all_rules(context.postgres)):
-        written += sum(await publisher.publish_many(await _with_counters(context.postgres, batch, now_ms)))
+    async with aclosing(
+        rules.all_rules(context.postgres)
+    ) as all_rules:  # whatever happens, its transaction ends here
+        async for batch in _batches(all_rules):
+            items = await _with_counters(context.postgres, batch, now_ms)
+            written += sum(await publisher.publish_many(items))
     return written
 
 

@@ -14,9 +14,10 @@ from control.jobs import drain, publish, reconcile
 from control.jobs.context import Context
 from control.jobs.publish import LoadInterrupted, Published, WrongInstallation
 from control.jobs.reconcile import Difference
+from control.publishing import Publisher, RedisUnavailable
 from gateway.contract.layout import META, Layout
 from gateway.contract.periods import PERIODS, window_at
-from tests.integration.jobs.world import World
+from tests.integration.jobs.world import TOKEN_HASH, World
 
 
 async def _traffic(world: World) -> None:
@@ -135,6 +136,27 @@ async def test_ten_thousand_keys_are_loaded_in_seconds(world: World) -> None:
     print(f"10 000 keys in {took_s:.2f} s")
     assert took_s < 15  # some 1.5 s on an idle core
     assert await world.redis.hget(world.layout.key(f"{workload.tag}{'42':0>10}"), "spent") == b"7"  # type: ignore[arg-type]
+
+
+async def test_a_load_that_fails_half_way_leaves_no_transaction_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = await world.add_workload()
+    await world.postgres.execute(
+        "INSERT INTO keys (id, organization, account, name, hint, token_hash, created_by)"
+        " SELECT $1 || lpad(n::text, 10, '0'), $1, $2, 'many', 'tk_…abcd', $3, 'test' FROM generate_series(1, 3000) AS n",
+        workload.tag, workload.account, TOKEN_HASH,
+    )  # fmt: skip
+
+    async def fails(*_: object) -> list[bool]:
+        raise RedisUnavailable("TimeoutError")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "publish_many", fails)
+        with pytest.raises(RedisUnavailable):
+            await publish.run_once(world.context)
+        assert not world.postgres.is_in_transaction()
+    assert (await publish.run_once(world.context)).written == 3_003
 
 
 async def test_a_redis_with_another_number_of_shards_is_not_touched(world: World) -> None:
