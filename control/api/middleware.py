@@ -124,6 +124,8 @@ def _of_framework(request: web.Request, error: web.HTTPException) -> web.StreamR
         return problem(request, 405, "method_not_allowed", detail, headers={hdrs.ALLOW: allowed})
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return problem(request, 413, "body_too_large", "The body has more than 64 KiB.")
+    if isinstance(error, web.HTTPUnsupportedMediaType):
+        return problem(request, 415, "unsupported_media_type", error.reason)
     if error.status < 400:
         return error
     return problem(request, error.status, "refused", error.reason)

@@ -4,6 +4,7 @@
      "request_id": …, "errors": [{"field": …, "reason": …, "suggestion"?: …}, …]}
 
 `code` is for programs and never changes; `title` and `detail` are for people. `errors` is there when fields are wrong.
+Much of it repeats what the caller wrote; a token that was written there, in place of an id, say, is not repeated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
+from control.domain.redaction import without_secrets
 from control.domain.refusals import (
     Conflict,
     FieldError,
@@ -63,7 +65,10 @@ def problem(
     if errors:
         body["errors"] = [_field(error) for error in errors]
     response = web.Response(
-        status=status, body=orjson.dumps(body), content_type="application/problem+json", headers=headers
+        status=status,
+        body=without_secrets(orjson.dumps(body)),
+        content_type="application/problem+json",
+        headers=headers,
     )
     response[PROBLEM_CODE] = code
     return response

@@ -5,5 +5,6 @@
 - ``changes`` one change: its transaction, and putting it in force before it is answered
 - ``outbox``, ``rules`` what is still to be published, and the rules as Redis is to have them
 - ``budgets``, ``names``, ``pages`` pure: amounts and windows, slugs and advice, cursors
+- ``redaction`` pure: tokens in what callers write
 - ``hashing`` argon2id in a bounded pool of threads; ``refusals`` what the domain says no with
 """

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from typing import Final
 
+from control.domain.redaction import holds_secret
 from control.domain.refusals import Invalid
 
 NAME_LENGTH_MAX: Final = 63
@@ -19,6 +20,7 @@ _SLUG: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _RULE: Final = (
     "use 1 to 63 of a-z, 0-9 and hyphens, with a letter or digit at both ends (display_name takes free text)"
 )
+_SECRET: Final = "holds a token: a secret that would be shown in every list"
 _POOR: Final = re.compile(
     r"(?:.|\d+|(?:sa|service-account|serviceaccount|account|acc|api-?key|key|token|bot|user|test|testing|tmp|temp|foo|bar|baz"
     r"|new|default|my-?(?:account|key|bot)|untitled|asdf|qwerty|example|demo|abc|xxx)[-_ ]?\d*)",
@@ -46,6 +48,8 @@ def name_and_display_name(name: str | None, display_name: str | None) -> tuple[s
         if not derived:
             raise Invalid.field("name", f"is missing; {_RULE}")
         return derived, display_name or derived
+    if holds_secret(name):
+        raise Invalid.field("name", _SECRET)
     if not is_slug(name):
         suggestion = slug_of(name) or None
         hint = f"; {suggestion!r} would do" if suggestion else ""
@@ -63,7 +67,8 @@ def advice(name: str) -> list[str]:
 
 
 def clean_text(text: str, *, length_max: int, multiline: bool = False) -> str:
-    """Free text without surrounding space. Raises ValueError if it is empty, too long or has control characters."""
+    """Free text without surrounding space. Raises ValueError if it is empty, too long, or has control characters or a
+    token in it."""
     stripped = text.strip()
     if not stripped:
         raise ValueError("is empty")
@@ -74,4 +79,6 @@ def clean_text(text: str, *, length_max: int, multiline: bool = False) -> str:
         unicodedata.category(character) in {"Cc", "Cs"} and character not in allowed for character in stripped
     ):
         raise ValueError("has control characters")
+    if holds_secret(stripped):
+        raise ValueError(_SECRET)
     return stripped

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 from typing import Final
 
 from control.database import Connection
 from control.domain.hashing import Hashing, hash_now
+from control.domain.redaction import OPERATOR_TOKEN
 from gateway.contract.ids import random_base62
 
 ACTOR: Final = "operator"
 PREFIX: Final = "tko_"
 
 _ADVISORY_LOCK: Final = 0x746B_6F70_6572  # "tkoper"
-_PATTERN: Final = re.compile(r"tko_[0-9A-Za-z]{43}", re.ASCII)
 
 
 async def ensure_operator_token(conn: Connection) -> str | None:
@@ -59,7 +58,7 @@ class OperatorGate:
 
     async def admits(self, conn: Connection, token: str) -> bool:
         """Raises Overloaded if too many wrong tokens are being tried at once."""
-        if _PATTERN.fullmatch(token) is None:
+        if OPERATOR_TOKEN.fullmatch(token) is None:
             return False
         valid = [row["token_hash"] for row in await conn.fetch("SELECT token_hash FROM operator_tokens")]
         digest = hashlib.blake2b(token.encode(), key=self._digest_key, digest_size=32).digest()

@@ -221,3 +221,29 @@ async def test_a_running_process_is_live_and_ready(api: Api) -> None:
 
     assert (live.status, live.body["status"]) == (200, "ok")
     assert (ready.status, ready.body) == (200, {"status": "ok", "postgres": True, "redis": True})
+
+
+async def test_a_token_that_was_written_where_it_does_not_belong_is_not_repeated(api: Api) -> None:
+    await api.organization()
+    account = await api.account()
+    secret = (await api.key(account))["token"]
+    keys = f"/v1/service-accounts/{account['id']}/keys"
+    answers = [
+        await api.get(f"/v1/keys/{secret}"),
+        await api.delete(f"/v1/keys/{secret}"),
+        await api.get(f"/v1/service-accounts/{secret}"),
+        await api.get(f"/v1/organizations/{secret}"),
+        await api.get(f"/v1/organizations/{api.operator_token}"),
+        await api.get(f"/v1/organizations?{secret}=1"),
+        await api.post("/v1/organizations", {"name": secret}),
+        await api.post("/v1/organizations", {"name": "globex", secret: 1}),
+        await api.post(keys, {"name": f"of {secret}"}),
+        await api.patch(f"/v1/service-accounts/{account['id']}", {"description": secret}),
+    ]
+
+    assert [answer.status for answer in answers] == [404] * 5 + [400] * 5
+    for answer in answers:
+        said = str(answer.body).lower()
+        assert secret.lower() not in said
+        assert api.operator_token.lower() not in said
+        assert secret[20:50].lower() not in said

@@ -86,3 +86,14 @@ def test_free_text_that_cannot_be_shown_on_a_line_is_refused(text: str) -> None:
 
 def test_a_description_may_have_lines() -> None:
     assert clean_text("one\n\ttwo", length_max=200, multiline=True) == "one\n\ttwo"
+
+
+@pytest.mark.parametrize("secret", [f"tk_{'aB3' * 5}a_{'x1' * 24}z", "tko_" + "Ab1" * 14 + "x"])
+def test_a_token_is_neither_name_nor_text_and_is_not_repeated(secret: str) -> None:
+    for refused in (
+        lambda: clean_text(f"key {secret} of mine", length_max=200),
+        lambda: name_and_display_name(secret, None),
+    ):
+        with pytest.raises((ValueError, Invalid), match="holds a token") as failure:
+            refused()
+        assert secret[10:30].lower() not in str(failure.value).lower()
