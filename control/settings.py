@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from control.addresses import check_postgres_dsn, check_redis_url
 from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX, Layout
 from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
 
@@ -110,6 +111,18 @@ class ControlSettings(BaseSettings):
     reconcile_interval_s: Seconds = Field(
         default=3600.0, description="Pause between two comparisons of Redis's counters with the ledger."
     )
+
+    @field_validator("postgres_dsn")
+    @classmethod
+    def _postgres(cls, dsn: SecretStr) -> SecretStr:
+        check_postgres_dsn(dsn.get_secret_value())
+        return dsn
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: SecretStr) -> SecretStr:
+        check_redis_url(url.get_secret_value())
+        return url
 
     @model_validator(mode="after")
     def _one_readable_pepper(self) -> Self:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import asyncpg
 
+from control.addresses import check_postgres_dsn
 from control.cli.failures import CommandFailed, ExitCode
 from control.database import Connection
 from control.domain.operator import ensure_operator_token, renew_operator_token
@@ -21,6 +22,7 @@ async def bring_up_to_date(dsn: str) -> list[str]:
 
     Raises CommandFailed when Postgres cannot be reached (3), or it and the files disagree (1).
     """
+    _check(dsn)
     try:
         return await migrate(dsn)
     except MigrationError as error:
@@ -42,6 +44,7 @@ async def renew_token(dsn: str, keep: Callable[[str], None]) -> str:
     """A new operator token in place of all others; ``keep`` as in `prepare`. Raises CommandFailed when there is no
     schema yet, or Postgres cannot be reached.
     """
+    _check(dsn)
     try:
         return await _with_token(dsn, renew_operator_token, keep)
     except asyncpg.UndefinedTableError as error:
@@ -65,6 +68,13 @@ async def _with_token(dsn: str, make: Callable[[Connection], Awaitable[T]], keep
             return token
     finally:
         await conn.close(timeout=_CONNECT_TIMEOUT_S)
+
+
+def _check(dsn: str) -> None:
+    try:
+        check_postgres_dsn(dsn)
+    except ValueError as error:
+        raise CommandFailed(f"Postgres cannot be used: {error}.", ExitCode.USAGE) from error
 
 
 def _unusable(error: Exception) -> CommandFailed:

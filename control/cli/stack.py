@@ -20,6 +20,7 @@ from control.cli.failures import CommandFailed
 from control.cli.log_tail import LogTail
 from control.cli.output import talk
 from control.cli.plan import HOST, Addresses, Plan, is_free
+from control.cli.reach import reach_redis
 from control.cli.schema import prepare, renew_token
 from control.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerFailed, free_port
 from control.embedded.process import ServerProcess
@@ -105,6 +106,8 @@ class Stack:
 
     async def _start_servers(self) -> tuple[str, str]:
         """Start the embedded servers that the plan does not bring itself: (redis URL, postgres DSN)."""
+        if self.plan.redis_url:
+            await reach_redis(self.plan.redis_url)
         redis = None if self.plan.redis_url else EmbeddedRedis(self.directory.path / "valkey")
         postgres = None if self.plan.postgres_dsn else EmbeddedPostgres(self.directory.path / "postgres")
         self._servers = [server for server in (redis, postgres) if server is not None]

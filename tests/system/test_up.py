@@ -242,3 +242,26 @@ def test_it_wants_either_an_upstream_or_a_route_table(data: Path, arguments: lis
         assert running.wait() == 2
         assert running.lines == []
     assert list(data.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "address", "status", "words"),
+    [
+        ("--redis", "redis://:sekret@127.0.0.1:{port}/0", 3, "Redis cannot be used"),
+        ("--redis", "redis://:sek/ret@127.0.0.1/0", 2, "this is not a Redis URL"),
+        ("--postgres", "postgresql://u:sekret@127.0.0.1:{port}/db", 3, "Postgres cannot be used"),
+        ("--postgres", "postgresql://u:sek/ret@127.0.0.1/db", 2, "this is not a Postgres DSN"),
+    ],
+)
+def test_a_server_of_ones_own_that_cannot_be_used_is_told_at_once_without_its_password(
+    data: Path, option: str, address: str, status: int, words: str
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens here
+        given = address.format(port=closed.getsockname()[1])
+        with started(
+            "up", "--data", str(data), "--upstream", "http://127.0.0.1:1", option, given, *FREE_PORTS
+        ) as running:
+            assert running.wait(15) == status
+    assert any(words in line for line in running.talk), running.talk
+    assert not any("sek" in line for line in running.talk), running.talk

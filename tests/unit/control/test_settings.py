@@ -61,6 +61,8 @@ def test_the_pepper_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("CONTROL_LISTEN", "localhost", "TOLLKEEPER_CONTROL_LISTEN"),
         ("LOG_LEVEL", "loud", "TOLLKEEPER_LOG_LEVEL"),
         ("POSTGRES_DSN", "", "TOLLKEEPER_POSTGRES_DSN"),
+        ("POSTGRES_DSN", "postgresql://u:sek/ret@host/db", "this is not a Postgres DSN"),
+        ("REDIS_URL", "redis://:sek#ret@host", "this is not a Redis URL"),
     ],
 )
 def test_what_is_wrong_is_named_without_the_secrets(
