@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from weakref import WeakValueDictionary
 
 import argon2
 import hiredis
@@ -45,7 +46,7 @@ class Directory:
         self._lookups_max = lookups_max
         self._callers: dict[bytes, Caller] = {}
         self._lookups: dict[bytes, asyncio.Task[Caller | Refusal]] = {}
-        self._verifying: dict[KeyId, asyncio.Lock] = {}
+        self._verifying: WeakValueDictionary[KeyId, asyncio.Lock] = WeakValueDictionary()
         self._pool = ThreadPoolExecutor(_VERIFY_THREADS, thread_name_prefix="argon2")
         self._hasher = argon2.PasswordHasher()
         self.verifications = 0
@@ -153,21 +154,17 @@ class Directory:
     async def _verify_once(self, key_id: KeyId, token: bytes, token_digest: Digest) -> bool:
         """argon2id in the pool, one at a time for each key: a second token of the same key finds the digest there."""
         lock = self._verifying.setdefault(key_id, asyncio.Lock())
-        try:
-            async with lock:
-                fresh = await self._read(key_id)
-                if fresh is None:
-                    return False
-                if fresh.digest is not None:
-                    return fresh.digest == token_digest
-                self.verifications += 1
-                loop = asyncio.get_running_loop()
-                if not await loop.run_in_executor(self._pool, self._matches, fresh.token_hash, token):
-                    return False
-                return await self._adopt(key_id, fresh.token_hash, token_digest)
-        finally:
-            if not lock.locked():
-                self._verifying.pop(key_id, None)
+        async with lock:
+            fresh = await self._read(key_id)
+            if fresh is None:
+                return False
+            if fresh.digest is not None:
+                return fresh.digest == token_digest
+            self.verifications += 1
+            loop = asyncio.get_running_loop()
+            if not await loop.run_in_executor(self._pool, self._matches, fresh.token_hash, token):
+                return False
+            return await self._adopt(key_id, fresh.token_hash, token_digest)
 
     async def _adopt(self, key_id: KeyId, token_hash: str, token_digest: Digest) -> bool:
         name = self._names.key(key_id)

@@ -1,6 +1,8 @@
 """The cold path on a real Valkey: one look-up a token however many wait, and a rebuilt Redis gets its digests back."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import argon2
@@ -87,6 +89,36 @@ async def test_however_many_wait_for_a_token_it_is_looked_up_once(
     stats = await redis_client.info("commandstats")
     assert stats["cmdstat_hmget"]["calls"] <= 3
     assert directory.lookups == 0
+
+
+async def test_tokens_of_one_key_are_verified_one_at_a_time_whenever_they_come(
+    directory: Directory, redis_client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = hashed()
+    await publish(redis_client, of, with_digest=False)
+    matches, at_once, most = directory._matches, [0], [0]
+    counting = threading.Lock()
+
+    def watched(token_hash: str, secret: bytes) -> bool:
+        with counting:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.005)  # long enough for another to begin, if it could
+        found = matches(token_hash, secret)
+        with counting:
+            at_once[0] -= 1
+        return found
+
+    monkeypatch.setattr(directory, "_matches", watched)
+    attempts = []
+    for number in range(20):
+        body = of.token[: -token.SECRET_LENGTH - token.CHECKSUM_LENGTH] + b"%043d" % number
+        wrong = body + token.checksum(body).encode()
+        attempts.append(asyncio.create_task(recognised(directory, wrong)))
+        await asyncio.sleep(0.003)
+    assert {refused(await attempt) for attempt in attempts} == {Reason.INVALID_TOKEN}
+    assert directory.verifications == 20
+    assert most == [1]
 
 
 async def test_a_record_that_lost_its_digest_is_given_it_back_once_the_token_is_proved(
