@@ -86,6 +86,9 @@ _VALUES: Final = {
 }
 
 
+_FOLDED: Final = bytes(byte if chr(byte).isalnum() else ord("-") for byte in range(128)) + b"-" * 128
+
+
 class FieldError(Exception):
     """A line that is not a field line of RFC 9112 §5 (`reason` is empty), or has a value that its field may not have."""
 
@@ -106,8 +109,8 @@ class FieldLines(dict[bytes, Field]):
     def __missing__(self, line: bytes) -> Field:
         """Read a new line. Raises FieldError.
 
-        A name that only folds to a special one (`X_Principal`, `content_length`: upstreams behind CGI or WSGI read both as the
-        hyphenated name) is dropped.
+        A name that only folds to a special one is dropped: upstreams behind CGI or WSGI read `X_Principal` as the hyphenated
+        name, and some of them `X.Principal` and `X!Principal` too.
         """
         match = _FIELD_LINE.fullmatch(line)
         if match is None:
@@ -115,7 +118,7 @@ class FieldLines(dict[bytes, Field]):
         name = match[1].lower()
         kind = self._kinds.get(name)
         if kind is None:
-            folded = name.replace(b"_", b"-")
+            folded = name.translate(_FOLDED)
             kind = Kind.DROP if folded != name and folded in self._kinds else Kind.PASS
         value = match[2].rstrip(b" \t")
         if kind in _VALUES:

@@ -243,8 +243,10 @@ NEVER_PASSED = (
 
 @pytest.mark.parametrize("name", [name for name in NEVER_PASSED if b"-" in name])
 def test_a_name_that_folds_to_a_special_one_is_dropped_and_not_obeyed(name: bytes) -> None:
-    """Behind CGI and WSGI, `X_Principal` is read as `X-Principal`: it is neither passed on nor believed."""
+    """Behind CGI and WSGI, `X_Principal` is read as `X-Principal`, and behind some so is every other mark that a name may
+    hold: it is neither passed on nor believed."""
     for spelling in (
+        *(name.replace(b"-", bytes((mark,))) for mark in b"!#$%&'*+.^_`|~"),
         name.replace(b"-", b"_"),
         name.replace(b"-", b"_", 1).upper(),
         name.title().replace(b"-", b"_"),
