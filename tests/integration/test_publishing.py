@@ -66,7 +66,8 @@ async def test_a_change_is_not_written_into_a_redis_that_lost_its_counters(
     assert await publisher.publish_changes([ACME]) == [False]
     assert await redis_client.exists(RECORD) == 0
 
-    await redis_client.hset(META, "epoch", "first")  # loaded or not: only the publish job knows what was spent
+    await redis_client.hset(META, "epoch", "first")
+    # Loaded or not: only the publish job knows what was spent.
     assert await publisher.publish_changes([ACME]) == [False]
     await publisher.publish(ACME, window_ms=7, spent=3)
     assert await publisher.publish_changes([replace(ACME, version=6)]) == [True]
