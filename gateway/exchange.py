@@ -155,6 +155,8 @@ class Exchange(Admission):
 
     def on_interim(self, head: ResponseHead) -> None:
         if self.head.minor == 1:
+            if head.length >= 0:
+                head.drop_length()
             self.client.write(b"HTTP/1.1 %b\r\n%b\r\n" % (head.status_text, head.fields))
         self._touched = self._proxy.loop.time()
 

@@ -89,7 +89,7 @@ class ResponseHead:
     keep_alive: bool
 
     def drop_length(self) -> None:
-        """Remove Content-Length from what is passed on: a 204 may not have one (RFC 9110 §8.6)."""
+        """Remove Content-Length from what is passed on: a 1xx or 204 may not have one (RFC 9110 §8.6)."""
         lines = self.fields.splitlines(keepends=True)
         self.fields = b"".join(line for line in lines if answer_lines[line][0] is not _IS_CONTENT_LENGTH)
 

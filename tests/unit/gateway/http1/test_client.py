@@ -215,6 +215,18 @@ def test_an_upstream_that_asks_for_the_body_is_heard() -> None:
         world.check_books()
 
 
+def test_an_interim_answer_has_no_length_that_could_be_taken_for_that_of_a_body() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\nLink: </a>\r\n\r\n"
+    with World() as world:
+        world.upstream.answers = lambda _: interim + ANSWER
+        client = world.client()
+        client.say(get())
+        world.settle_down()
+        assert client.sent.startswith(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n"
+        )
+
+
 def test_a_thousand_interim_answers_in_one_read_are_passed_on() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     with World() as world:
