@@ -164,10 +164,9 @@ class ClientConnection(ConnectionEnd):
         self._deadline = now + self._proxy.settings.idle_timeout_s
         if self._eof_at:
             self._eof_at = now
+        self.resume_reading()
         if self._is_ahead:
             self.pause_reading()
-        else:
-            self.resume_reading()
         if self._kept:
             self._proxy.loop.call_soon(self._read_kept)
 
@@ -242,7 +241,8 @@ class ClientConnection(ConnectionEnd):
             return
         if self._exchange is None and self._kept:
             self._read_head(self._kept)
-            self.resume_reading()
+            if self._body is None:  # else its exchange says when to read on
+                self.resume_reading()
 
     def _read_head(self, data: bytes) -> None:
         start = (

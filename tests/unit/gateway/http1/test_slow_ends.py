@@ -12,7 +12,7 @@ from gateway.http1.client import ClientConnection
 from gateway.http1.connection_end import WRITE_BUFFER_HIGH
 from tests.unit.gateway.slow_line import SlowLine, slow_line
 from tests.unit.gateway.wires import Line
-from tests.unit.gateway.world import ANSWER, HOST, World, get, post_chunked
+from tests.unit.gateway.world import ANSWER, HOST, World, get, post, post_chunked
 
 READ = 262_144
 """The most that comes in one read."""
@@ -189,6 +189,21 @@ def test_requests_that_pipeline_faster_than_they_are_served_are_left_unread() ->
             world.settle_down()
             world.upstream.lines[0].say(ANSWER)
         assert len(client.unread) >= 38
+        client.lose()
+        world.settle_down()
+        world.check_books()
+
+
+def test_a_long_body_behind_many_pipelined_requests_is_read_to_its_end() -> None:
+    with World() as world:
+        client = world.client()
+        body = b"b" * 400_000
+        offered = get() * 700 + post(body) + get()
+        for start in range(0, len(offered), READ):
+            client.say(offered[start : start + READ])
+        world.turn(10_000)
+        assert client.sent.count(b"HTTP/1.1 200 OK") == 702
+        assert [request.body for request in world.upstream.all_requests if request.body] == [body]
         client.lose()
         world.settle_down()
         world.check_books()
