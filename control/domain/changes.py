@@ -35,7 +35,7 @@ class Change:
     def __init__(self, conn: Connection, publisher: Publisher) -> None:
         self.conn = conn
         self.changed: list[Entry] = []
-        self.published: list[Entry] = []
+        self.introduced: list[tuple[Entry, Rules]] = []
         self._publisher = publisher
 
     async def introduce(self, kind: Level, entity: str, *, digest: Digest | None = None) -> None:
@@ -50,7 +50,7 @@ class Change:
             await self._publisher.publish(new)
         except RedisUnavailable as error:
             raise NotSaved from error
-        self.published.append(entry)
+        self.introduced.append((entry, new))
 
     async def touch(self, kind: Level, entities: Sequence[str]) -> None:
         """Publish the new state of these once the transaction is committed."""
@@ -75,8 +75,19 @@ class Changes:
                 yield change
             if change.changed:
                 await self._put_in_force(conn, change)
-            if change.published:
-                await _tidy(conn, change.published)
+            if entries := change.changed + await self._still_there(change.introduced):
+                await _tidy(conn, entries)
+
+    async def _still_there(self, introduced: Sequence[tuple[Entry, Rules]]) -> list[Entry]:
+        """Entries of those that Redis still has. One that it lost before the commit was in nobody's picture of the rules, so
+        its entry stays, and the publish job writes it."""
+        if not introduced:
+            return []
+        try:
+            there = await self._publisher.publish_changes([new for _, new in introduced])
+        except RedisUnavailable:
+            return []
+        return [entry for (entry, _), is_there in zip(introduced, there, strict=True) if is_there]
 
     async def _put_in_force(self, conn: Connection, change: Change) -> None:
         try:
@@ -89,7 +100,6 @@ class Changes:
             in_force
         ):  # Redis lost its data: a rebuild under way may have read the rules before this change
             raise NotYetInForce
-        change.published += change.changed
 
 
 async def _load(conn: Connection, entries: Sequence[Entry]) -> list[Rules]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
 from control.domain import outbox
+from control.domain.changes import Changes
 from control.embedded import EmbeddedRedis
 from control.jobs import drain, publish, reconcile
 from control.jobs.context import Context
 from control.jobs.publish import LoadInterrupted, Published, WrongInstallation
 from control.jobs.reconcile import Difference
 from control.publishing import Publisher, RedisUnavailable
+from gateway.contract.ids import KeyId
 from gateway.contract.layout import META, Layout
 from gateway.contract.periods import PERIODS, window_at
 from tests.integration.jobs.world import TOKEN_HASH, World
@@ -157,6 +160,27 @@ async def test_a_load_that_fails_half_way_leaves_no_transaction_open(
             await publish.run_once(world.context)
         assert not world.postgres.is_in_transaction()
     assert (await publish.run_once(world.context)).written == 3_003
+
+
+async def test_what_redis_loses_between_its_announcement_and_the_commit_is_published_again(
+    world: World, migrated_dsn: str
+) -> None:
+    workload = await world.add_workload()
+    await publish.run_once(world.context)
+    key = KeyId(workload.tag + "0123456789")
+    async with asyncpg.create_pool(migrated_dsn, min_size=1, max_size=1) as pool:
+        changes = Changes(pool, Publisher(world.redis, world.layout), timeout_s=5)
+        async with changes.begin() as change:
+            await change.conn.execute(
+                "INSERT INTO keys (id, organization, account, name, hint, token_hash, created_by)"
+                " VALUES ($1, $2, $3, 'new', 'tk_…abcd', $4, 'test')",
+                key, workload.tag, workload.account, TOKEN_HASH,
+            )  # fmt: skip
+            await change.introduce("key", key)
+            await world.redis.flushall()
+            await publish.run_once(world.context)  # sees nothing of the key: it is not committed
+    assert await publish.run_once(world.context) == Published(changes=1, written=1)
+    assert await world.redis.hget(world.layout.key(key), "status") == b"active"
 
 
 async def test_a_redis_with_another_number_of_shards_is_not_touched(world: World) -> None:
