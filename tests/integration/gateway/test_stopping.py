@@ -90,7 +90,9 @@ async def test_a_worker_that_does_not_answer_makes_stopping_no_longer_however_of
     redis_url: str,
 ) -> None:
     async with gateway(redis_url, drain_timeout_s="0") as (process, said):
-        (worker,) = psutil.Process(process.pid).children()
+        supervisor = psutil.Process(process.pid)
+        await wait_until(lambda: bool(supervisor.children()), SOON_S, "a worker")
+        (worker,) = supervisor.children()
         host, _, port = said["management"].rpartition(":")
 
         async def ask() -> bytes:
