@@ -24,6 +24,11 @@ from gateway.recording import caller_fields
 from gateway.redis_pipe import OnReply, PipeLost, RedisAddress, RedisPipe, Reply, bulk, encode_command
 
 SETTLEMENTS_KEPT_MAX: Final = 100_000
+SETTLEMENT_ATTEMPTS_MAX: Final = 20
+"""How often a settlement is sent that Redis answers with an error of the command's own, one attempt a tick. After that the
+expire job settles the hold, at its whole amount."""
+
+_ERROR_LOGGED_EVERY_S: Final = 1.0
 _META_POLL_S: Final = 0.25
 _CLOCK_ASKED_EVERY_S: Final = 5.0
 _CLOCK_MARGIN_S: Final = 0.3
@@ -100,11 +105,12 @@ def admit_arguments(amount: int, hold_ttl_ms: int) -> bytes:
 class _Settlement:
     """One settle command, until it is confirmed."""
 
-    __slots__ = ("_ledger", "command")
+    __slots__ = ("_ledger", "attempts", "command")
 
     def __init__(self, ledger: Ledger, command: tuple[bytes, ...]) -> None:
         self._ledger = ledger
         self.command = command
+        self.attempts = 0
 
     def __call__(self, reply: Reply) -> None:
         if reply == 1 or reply == 0:
@@ -130,6 +136,7 @@ class Ledger:
         self._clock_ahead_s: float | None = None
         self._wanted_until = bulk("")
         self._clock_due = 0.0
+        self._error_log_due = 0.0
         self.settled_elsewhere = 0
         self.settlements_dropped = 0
         self.script_errors = 0
@@ -206,8 +213,10 @@ class Ledger:
     def keep(self, settlement: _Settlement, reply: Reply) -> None:
         """Remember a settlement that was not confirmed, and see to what stood in its way."""
         if isinstance(reply, hiredis.ReplyError) and not self.note_error(reply):
-            self.settlements_dropped += 1
-            return
+            settlement.attempts += 1
+            if settlement.attempts >= SETTLEMENT_ATTEMPTS_MAX:
+                self.settlements_dropped += 1
+                return
         if len(self._kept) >= SETTLEMENTS_KEPT_MAX:
             self.settlements_dropped += 1
             return
@@ -226,7 +235,9 @@ class Ledger:
                 self._pipe.reconnect()
             return True
         self.script_errors += 1
-        log.error("script_failed", error=str(error)[:300])
+        if self._loop.time() >= self._error_log_due:
+            self._error_log_due = self._loop.time() + _ERROR_LOGGED_EVERY_S
+            log.error("script_failed", error=str(error)[:300])
         return False
 
     def suspect(self, why: str) -> None:

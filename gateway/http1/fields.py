@@ -2,7 +2,7 @@
 
 A workload sends the same lines with every request, and an upstream nearly so with every answer. So a line is matched against
 the grammar once and looked up from then on: 0.07 µs a line instead of 0.4. What is remembered is bounded, is forgotten whole
-when it is full, and never holds a credential or what differs with every request.
+when it is full, and holds no line that carries a credential by its name, or a token of ours anywhere.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 from typing import Final
+
+from gateway.contract.token import holds_token
 
 TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _FIELD_LINE: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
@@ -77,6 +79,7 @@ _RESPONSE_KINDS: Final[dict[bytes, Kind]] = {
 Field = tuple[Kind, bytes, bytes]
 """What a line says: kind, name in lower case, value without the white space around it."""
 
+_SECRET_NAMES: Final = frozenset((b"cookie", b"set-cookie", b"api-key", b"x-auth-token"))
 _NEVER_REMEMBERED: Final = frozenset((Kind.AUTHORIZATION, Kind.API_KEY, Kind.TRACE, Kind.DROP))
 
 
@@ -126,7 +129,9 @@ class FieldLines(dict[bytes, Field]):
             if grammar.fullmatch(value) is None:
                 raise FieldError(reason)
         field = (kind, name, value)
-        if kind not in _NEVER_REMEMBERED and len(line) <= REMEMBERED_LENGTH_MAX:
+        if kind not in _NEVER_REMEMBERED and name not in _SECRET_NAMES and len(line) <= REMEMBERED_LENGTH_MAX:
+            if holds_token(line):
+                return field
             if len(self) >= REMEMBERED_LINES_MAX:
                 self.clear()
             self[line] = field

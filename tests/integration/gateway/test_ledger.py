@@ -10,7 +10,7 @@ from gateway.contract import layout
 from gateway.contract.layout import Layout
 from gateway.contract.money import Microcredits
 from gateway.contract.records import Budget
-from gateway.ledger import Ledger
+from gateway.ledger import SETTLEMENT_ATTEMPTS_MAX, Ledger
 from gateway.redis_pipe import PipeLost, Reply
 from tests.integration.gateway.world import (
     ADMIT_ARGUMENTS,
@@ -226,7 +226,7 @@ async def test_a_missing_record_tells_a_loaded_redis_from_one_that_was_flushed(
         assert not ledger.is_ready
 
 
-async def test_a_script_that_fails_for_good_is_counted_and_not_tried_for_ever(
+async def test_a_script_that_fails_for_good_changes_nothing_and_is_not_tried_for_ever(
     redis_url: str, redis_client: redis.asyncio.Redis, workload: Workload
 ) -> None:
     """A record of another type: the settlement can never run, and the expire job is left to complain."""
@@ -238,7 +238,22 @@ async def test_a_script_that_fails_for_good_is_counted_and_not_tried_for_ever(
         ledger.settle(workload.caller, hold, 4, b"{}", frees=True)
         await until(lambda: ledger.settlements_dropped == 1)
         assert ledger.unsettled == 0
-        assert ledger.script_errors == 1
+        assert ledger.script_errors == SETTLEMENT_ATTEMPTS_MAX
+        assert await redis_client.zcard(NAMES.holds(SHARD)) == 1
+
+
+async def test_a_settlement_that_failed_is_sent_again_when_the_cause_is_gone(
+    redis_url: str, redis_client: redis.asyncio.Redis, workload: Workload
+) -> None:
+    async with ledger_on(redis_url) as ledger:
+        await until(lambda: ledger.is_ready)
+        hold = await admitted(ledger, workload, "r1")
+        await redis_client.set(NAMES.events(SHARD), "not a stream")
+        ledger.settle(workload.caller, hold, 4, b"{}", frees=True)
+        await until(lambda: ledger.script_errors > 0)
+        await redis_client.delete(NAMES.events(SHARD))
+        await until(lambda: ledger.unsettled == 0 and ledger.pipe.depth == 0)
+        assert await books(redis_client, workload) == (4, 0, 0, 1)
 
 
 async def test_an_event_without_a_settlement_is_appended(
