@@ -2,22 +2,25 @@
 
 The path of a request, and the room for each step:
 
-    http1.client      a connection of a workload: bytes -> heads and bodies, answers -> bytes
-    http1.head        the strict grammar of heads; http1.target normalises what is asked for; http1.chunked the framing
-    routing           target -> route
-    directory         token -> caller (who it is, and the prepared commands for Redis)
-    ledger            admit, settle, extend: scripts sent through redis_pipe, answers matched by order
-    exchange          one admitted request: joins client and upstream, counts, settles exactly once
-    http1.upstream    connections to upstreams and their pools
-    pricing, refusals what it costs; what is said to those who may not
+    http1.client       a connection of a workload: bytes -> requests, answers -> bytes
+    http1.reading      a head's bytes -> head (http1.head, http1.fields) and normalised target (http1.target)
+    http1.body         a body as it is framed (http1.chunked)
+    routing            target -> route
+    admission          who is calling, and whether they may: token (credentials) -> caller (directory) -> a hold, or a refusal
+    ledger             admit, settle, extend: scripts sent through redis_pipe, answers matched by order
+    exchange           an admitted request: joins client and upstream, counts, settles exactly once
+    http1.pool         connections to an upstream (http1.upstream), lent to one request at a time
+    pricing, recording what it costs; what is written down about it
+    refusals           what is said to those who may not (http1.own_answer)
 
-    server            composition root of one worker;  supervisor: N workers on one port, and the management listener
-    settings          environment and the route table, validated together
+    proxy              what all requests of a worker share, and its heartbeat
+    server             composition root of one worker;  supervisor: N workers on one port, and the management listener
+    settings           environment and the route table (route_table), validated together
     metrics, logs, management
 
-Three kinds of module. `contract` is shared with the control plane. The pure ones (routing, pricing, refusals, http1.head,
-http1.target, http1.chunked) decide and never wait. The others act: they are callbacks on asyncio protocols, because a task
-and a future for each request would cost more than everything else in this list (DESIGN §6).
+Three kinds of module. `contract` is shared with the control plane. The pure ones (a list in the architecture tests) decide and
+never wait. The others act: they are callbacks on asyncio protocols, because a task and a future for each request would cost
+more than everything else in this list (DESIGN §6).
 
 Who may import whom: pure modules only each other and `contract`; nobody imports `server` or `supervisor` but `__main__`.
 """

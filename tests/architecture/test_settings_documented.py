@@ -42,8 +42,7 @@ def test_a_setting_has_a_description_that_is_a_sentence(name: str, field: FieldI
 @pytest.mark.parametrize("name", sorted({name for name, _ in EVERY_SETTING}))
 def test_an_operator_finds_every_setting_in_the_documents(name: str) -> None:
     documents = [ROOT / path for path in DOCUMENTS if (ROOT / path).exists()]
-    if not documents:
-        pytest.skip("there are no documents yet")
+    assert documents
     assert any(name in document.read_text("utf-8") for document in documents), (
         f"{name} is in none of {DOCUMENTS}"
     )
