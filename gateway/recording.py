@@ -14,16 +14,13 @@ import orjson
 
 from gateway.contract.records import Identity
 from gateway.contract.token import holds_token
-from gateway.contract.usage_event import PATH_LENGTH_MAX, Outcome
+from gateway.contract.usage_event import OUTCOMES, PATH_LENGTH_MAX, Outcome
 from gateway.http1.head import RequestHead
 from gateway.refusals import Refusal
 
 ATTRIBUTION_LENGTH_MAX: Final = 128
 
-_OUTCOMES: Final[dict[Outcome, bytes]] = {
-    "completed": b"completed", "client_gone": b"client_gone", "upstream_failed": b"upstream_failed", "cut": b"cut",
-    "expired": b"expired",
-}  # fmt: skip
+_OUTCOMES: Final = {outcome: outcome.encode() for outcome in OUTCOMES}
 
 
 def caller_fields(identity: Identity) -> bytes:

@@ -128,9 +128,8 @@ class ClientConnection(ConnectionEnd):
         """Whether requests pile up here, or answers that the client does not take: it is to be read no further."""
         if self._is_lingering:
             return False
-        is_full = (
-            len(self._kept) > PIPELINED_BYTES_MAX and not self._scanned
-        )  # else it is one unfinished head
+        # What was scanned already is one unfinished head, which has a bound of its own.
+        is_full = len(self._kept) > PIPELINED_BYTES_MAX and not self._scanned
         return is_full or (self.is_write_paused and self._exchange is None)
 
     def close_after_answer(self) -> None:
