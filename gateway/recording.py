@@ -59,7 +59,7 @@ def usage_event(
         request_id, admitted_at_ms, int(admitted_at_ms) + total_ms, who, route, head.method,
         path[:PATH_LENGTH_MAX], status, _OUTCOMES[outcome], bytes_in, bytes_out, upstream_ms, total_ms, held, cost,
         key_window, account_window, organization_window,
-        _attribution(head) if head.is_attributed else b"",
+        _attribution(head) if head.is_attributed or head.request_id else b"",
     )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def refused_line(
             "log": "access",
             "client": address.decode(),
             "request_id": request_id.decode(),
+            "client_request_id": head.request_id.decode("ascii") if head.request_id else None,
             "organization": identity.organization_tag if identity else None,
             "account": identity.account_id if identity else None,
             "key": identity.key_id if identity else None,
@@ -99,7 +100,10 @@ def refused_line(
 
 def _attribution(head: RequestHead) -> bytes:
     """What the workload says of itself, for the ledger: printable ASCII, bounded, no token, or nothing."""
-    named = ((b"session", head.session), (b"computer", head.computer), (b"trace", head.trace))
+    named = (
+        (b"session", head.session), (b"computer", head.computer), (b"trace", head.trace),
+        (b"client_request_id", head.request_id),
+    )  # fmt: skip
     return b"".join(
         b',"%b":%b' % (name, orjson.dumps(value.decode("ascii")))
         for name, value in named

@@ -93,7 +93,8 @@ async def report(
 
 _LATEST: Final = """
 SELECT request_id, admitted_at, ended_at, organization, account, account_name, account_kind, key, route, method, path,
-       status, outcome, bytes_in, bytes_out, upstream_ms, total_ms, held, cost, units, session, computer, trace
+       status, outcome, bytes_in, bytes_out, upstream_ms, total_ms, held, cost, units, session, computer, trace,
+       client_request_id
   FROM usage_events
  WHERE organization = $1 AND admitted_at >= $2 AND admitted_at < $3
    AND ($4::timestamptz IS NULL OR (admitted_at, request_id) < ($4, $5))

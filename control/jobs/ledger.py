@@ -19,7 +19,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS drained_events (
     request_id text, admitted_at_ms bigint, ended_at_ms bigint, organization text, account text, account_name text,
     account_kind text, key text, route text, method text, path text, status bigint, outcome text, bytes_in bigint,
     bytes_out bigint, upstream_ms bigint, total_ms bigint, held bigint, cost bigint, key_window bigint,
-    account_window bigint, organization_window bigint, units text, session text, computer text, trace text
+    account_window bigint, organization_window bigint, units text, session text, computer text, trace text,
+    client_request_id text
 ) ON COMMIT DELETE ROWS
 """
 
@@ -29,12 +30,12 @@ WITH fresh AS (
     INSERT INTO usage_events
         (admitted_at, ended_at, key_window, account_window, organization_window, held, cost, bytes_in, bytes_out,
          upstream_ms, total_ms, status, request_id, organization, account, account_name, account_kind, key, route,
-         method, path, outcome, units, session, computer, trace)
+         method, path, outcome, units, session, computer, trace, client_request_id)
     SELECT timestamptz 'epoch' + admitted_at_ms * interval '1 millisecond',
            timestamptz 'epoch' + ended_at_ms * interval '1 millisecond',
            key_window, account_window, organization_window, held, cost, bytes_in, bytes_out, upstream_ms, total_ms,
            status::integer, request_id, organization, account, account_name, account_kind, key, route, method, path,
-           outcome, units::jsonb, session, computer, trace
+           outcome, units::jsonb, session, computer, trace, client_request_id
       FROM drained_events
     ON CONFLICT DO NOTHING
     RETURNING admitted_at, organization, account, key, route, cost, bytes_in, bytes_out,
@@ -131,5 +132,5 @@ def _row(event: UsageEvent) -> tuple[object, ...]:
         event.account_name, event.account_kind, event.key, event.route, event.method, event.path, event.status,
         event.outcome, event.bytes_in, event.bytes_out, event.upstream_ms, event.total_ms, event.held, event.cost,
         *event.windows, orjson.dumps(event.units).decode() if event.units else "{}",
-        event.session, event.computer, event.trace,
+        event.session, event.computer, event.trace, event.client_request_id,
     )  # fmt: skip

@@ -58,6 +58,8 @@ class UsageEvent:
     session: str | None = None
     computer: str | None = None
     trace: str | None = None
+    client_request_id: str | None = None
+    """X-Request-Id as the client gave it; the upstream and the client's answer have it instead of `request_id`."""
 
     def encode(self) -> bytes:
         return orjson.dumps(asdict(self))
@@ -146,6 +148,7 @@ def _usage_event(fields: Mapping[str, Any]) -> UsageEvent:
         session=_optional_text(get("session")),
         computer=_optional_text(get("computer")),
         trace=_optional_text(get("trace")),
+        client_request_id=_optional_text(get("client_request_id")),
     )
 
 
