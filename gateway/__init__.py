@@ -2,19 +2,24 @@
 
 The path of a request, and the room for each step:
 
-    http1.client       a connection of a workload: bytes -> requests, answers -> bytes
+    acceptor           a new connection: PROXY protocol header (http1.proxy_protocol), TLS handshake (tls)
+    http1.client       a connection of a workload: bytes -> requests; http1.client_end: answers -> bytes, and its end
     http1.reading      a head's bytes -> head (http1.head, http1.fields) and normalised target (http1.target)
     http1.body         a body as it is framed (http1.chunked)
     routing            target -> route
     admission          who is calling, and whether they may: token (credentials) -> caller (directory) -> a hold, or a refusal
     ledger             admit, settle, extend: scripts sent through redis_pipe, answers matched by order
-    exchange           an admitted request: joins client and upstream, counts, settles exactly once
-    http1.pool         connections to an upstream (http1.upstream), lent to one request at a time
+    holding            an admitted request's hold: extended while it runs, settled exactly once
+    exchange           joins client and upstream, in both directions; how long it may stand still: patience
+    http1.upgrade      which request may become a tunnel;  http1.forwarding: which way it has come (networks)
+    http1.targets      the targets of a route: which one is taken (balancing), how they are (http1.health)
+    http1.pool         connections to one target (http1.upstream, http1.resolver), lent to one request at a time
     pricing, recording what it costs; what is written down about it
     refusals           what is said to those who may not (http1.own_answer)
 
     proxy              what all requests of a worker share, and its heartbeat
-    server             composition root of one worker;  supervisor: N workers on one port, and the management listener
+    server             composition root of one worker
+    supervisor         N workers on one port (worker_process, channel), reloads, restarts, and the management listener
     settings           environment and the route table (route_table), validated together
     metrics, logs, management
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from functools import partial
 
 from gateway.logs import configure_logs
 from gateway.route_table import SettingsError
@@ -44,19 +45,19 @@ def main() -> int:
     arguments = _parser().parse_args()
     overrides = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     try:
-        settings, routes, _ = load_settings(overrides)
+        loaded = load_settings(overrides)
     except SettingsError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
     if arguments.check_config:
-        print(
-            f"The settings are good: {len(routes.routes)} route(s): {', '.join(route.name for route in routes.routes)}."
-        )
+        routes = loaded.routes.routes
+        print(f"The settings are good: {len(routes)} route(s): {', '.join(route.name for route in routes)}.")
         return 0
-    configure_logs(settings.log_level)
+    configure_logs(loaded.settings.log_level)
+    supervise = Supervisor(loaded, environment_with(overrides), partial(load_settings, overrides)).run
     try:
-        return asyncio.run(Supervisor(settings, environment_with(overrides)).run())
+        return asyncio.run(supervise())
     except OSError as error:
         print(f"The gateway cannot listen: {error}.", file=sys.stderr)
         return 1

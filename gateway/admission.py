@@ -39,7 +39,7 @@ class Admission:
 
     __slots__ = (
         "_caller", "_cold", "_digest", "_hold", "_is_over", "_lane", "_looked_again", "_proxy", "_started", "_target",
-        "client", "head", "request_id",
+        "client", "head", "public_id", "request_id",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,9 @@ class Admission:
         self._target = target
         self._lane = lane
         self.request_id = proxy.next_request_id()
+        """Of the hold and of the row in the ledger: made here, for it must never come twice."""
+        self.public_id = head.request_id or self.request_id
+        """What the client and the upstream know the request by: the client's own id, if it gave a sane one."""
         self._started = proxy.loop.time()
         self._caller: Caller | None = None
         self._digest = b""
@@ -222,7 +225,7 @@ class Admission:
             proxy.access_log.write(
                 refused_line(
                     self.request_id,
-                    client.address,
+                    client.address_of(self.head),
                     identity,
                     route.name,
                     self.head,
@@ -230,4 +233,4 @@ class Admission:
                     refusal,
                 )
             )
-        client.answer_refusal(refusal, route.errors, self.request_id)
+        client.answer_refusal(refusal, route.errors, self.public_id)

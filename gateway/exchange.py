@@ -2,26 +2,21 @@
 
     admitted -> borrow a connection -> forward both ways -> finish: settle once, tell once
 
-Everything here is a callback; nothing waits. Whatever happens, `_finish` runs once for an admitted request: it is the only
-place that settles. A request that is not admitted ends in `Admission._refuse`.
+Everything here is a callback; nothing waits. A request that is not admitted ends in `Admission._refuse`, one that is in
+`Holding._finish`. An upgraded connection is an exchange too, whose body has no end in either direction.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import hiredis
-
-from gateway.admission import Admission
-from gateway.contract.money import Microcredits
-from gateway.contract.usage_event import Outcome
-from gateway.directory import OVERLOADED
-from gateway.http1.chunked import LAST_CHUNK, encode_chunk
+from gateway.holding import Holding
+from gateway.http1.chunked import encode_chunk, last_chunk
 from gateway.http1.head import CHUNKED, RequestHead, ResponseHead
+from gateway.http1.upgrade import is_granted, wanted_upgrade
 from gateway.http1.upstream import ConnectionFailed, UpstreamConnection
-from gateway.recording import access_line, usage_event
-from gateway.redis_pipe import Reply
-from gateway.refusals import Reason, Refusal
+from gateway.patience import Overdue, overdue
+from gateway.refusals import Reason, Refusal, upstream_refusal
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -31,26 +26,29 @@ if TYPE_CHECKING:
 EARLY_BYTES_MAX: Final = 65_536
 """Body bytes kept while the request waits to be admitted or connected; beyond, the client is not read."""
 
+CONTINUE_AFTER_S: Final = 1.0
+"""How long a client that expects 100 waits for the upstream's word; then it is given ours: many upstreams never say it."""
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REPLAYABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _WITHOUT_BODY: Final = frozenset((204, 304))
-_CONNECTION_REFUSALS: Final = {
-    "unreachable": Refusal(Reason.UPSTREAM_UNREACHABLE),
-    "timeout": Refusal(
-        Reason.UPSTREAM_TIMEOUT, detail="The gateway could not connect to the service in time."
-    ),
-    "full": OVERLOADED,
+_CONNECTION_REASONS: Final = {
+    "unreachable": Reason.UPSTREAM_UNREACHABLE,
+    "timeout": Reason.UPSTREAM_TIMEOUT,
+    "full": Reason.OVERLOADED,
+    "unhealthy": Reason.UPSTREAM_UNHEALTHY,
 }
 _NO_CONNECTION_IN_TIME: Final = Refusal(
     Reason.OVERLOADED, detail="No connection to the service became free in time. Try again shortly."
 )
 
 
-class Exchange(Admission):
+class Exchange(Holding):
     """See the module's docstring. Made by a client's connection for each request it has read the head of."""
 
     __slots__ = (
-        "_answer_chunked", "_body_done", "_bytes_in", "_bytes_out", "_connection", "_early", "_early_size", "_extend_due",
-        "_extending", "_headed_at", "_replayed", "_sent_at", "_status", "_touched", "_unsent",
+        "_answer_chunked", "_answer_done", "_body_done", "_continue_due", "_early", "_early_size", "_replayed", "_touched",
+        "_tried", "_unsent", "_upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -58,37 +56,34 @@ class Exchange(Admission):
     ) -> None:
         super().__init__(proxy, client, head, target, lane)
         self._touched = self._started
-        self._extend_due = 0.0
-        self._extending = False
-        self._connection: UpstreamConnection | None = None
         self._replayed = False
+        self._tried: frozenset[int] = frozenset()
         self._early: list[bytes] = []
         self._early_size = 0
         self._body_done = head.length == 0
+        self._continue_due = 0.0
+        self._upgrade = wanted_upgrade(head) if head.hop is not None and lane.route.upgrade else b""
         self._unsent = 0
-        self._sent_at = 0.0
-        self._headed_at = 0.0
         self._answer_chunked = False
-        self._status = 0
-        self._bytes_in = 0
-        self._bytes_out = 0
+        self._answer_done = False
 
-    def _on_admitted(self) -> None:
-        proxy = self._proxy
-        proxy.in_flight += 1
-        now = proxy.loop.time()
-        proxy.metrics.admission.observe(now - self._started)
+    @property
+    def is_tunnel(self) -> bool:
+        """True once upgraded."""
+        return self._is_tunnel
+
+    @property
+    def half_closed_s(self) -> float:
+        """How long it goes on for a client that sends no more."""
+        return self._lane.route.timeouts.half_closed_s
+
+    def _begin_forwarding(self, now: float) -> None:
         self._touched = now
-        self._extend_due = now + proxy.hold_ttl_s / 2
-        if self._is_over:  # the client went while Redis was asked
-            self._is_over = False
-            self._finish("client_gone", charged=False)
-            return
-        connection = self._lane.pool.borrow(self)
+        connection = self._lane.targets.borrow(self)
         if connection is not None:
             self.on_connection(connection)
 
-    # -- forwarding
+    # -- a connection to the upstream
 
     def on_connection(self, connection: UpstreamConnection) -> None:
         if self._is_over:
@@ -97,23 +92,39 @@ class Exchange(Admission):
         self._connection = connection
         now = self._proxy.loop.time()
         self._sent_at = self._touched = now
-        request = self._upstream_head()
+        head = self.head
+        request = self._upstream_head(connection)
         if self._early:
             early, self._early, self._early_size = b"".join(self._early), [], 0
-            request += encode_chunk(early) if self.head.length == CHUNKED else early
-        if self._body_done and self.head.length == CHUNKED:
-            request += LAST_CHUNK
+            request += encode_chunk(early) if head.length == CHUNKED else early
+        elif head.expects_continue:
+            self._continue_due = now + CONTINUE_AFTER_S
+        if self._body_done and head.length == CHUNKED:
+            request += last_chunk(self.client.trailers)
         self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
-        connection.begin(self, request, is_head_request=self.head.method == b"HEAD")
+        connection.begin(self, request, is_head_request=head.method == b"HEAD")
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
         if self._is_over:
             return
         self._proxy.metrics.events[f"upstream_{error.kind}"] += 1
-        self._fail(_CONNECTION_REFUSALS[error.kind])
+        targets = self._lane.targets
+        if error.position is not None:
+            self._tried |= {error.position}
+            if len(self._tried) < targets.size:
+                self._proxy.metrics.events["connect_retried"] += 1
+                connection = targets.borrow(self, tried=self._tried)
+                if connection is not None:
+                    self.on_connection(connection)
+                return
+        self._fail(
+            upstream_refusal(
+                _CONNECTION_REASONS[error.kind], "connect", self._lane.route.name, error.position
+            )
+        )
 
-    def _upstream_head(self) -> bytes:
-        head, lane, caller = self.head, self._lane, self._caller
+    def _upstream_head(self, connection: UpstreamConnection) -> bytes:
+        head, lane, caller, pool = self.head, self._lane, self._caller, connection.pool
         assert caller is not None
         if head.length == CHUNKED:
             framing = b"Transfer-Encoding: chunked\r\n"
@@ -123,15 +134,23 @@ class Exchange(Admission):
             framing = b""
         if head.expects_continue and head.length:
             framing += b"Expect: 100-continue\r\n"
+        if head.hop is not None:
+            if self._upgrade:
+                framing += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % self._upgrade
+            if head.hop.wants_trailers:
+                framing += b"Connection: TE\r\nTE: trailers\r\n"
         return b"".join(
             (
-                head.method, b" ", lane.route.upstream_target(self._target), b" HTTP/1.1\r\nHost: ", lane.authority,
-                b"\r\n", *head.fields, framing, caller.principal_fields, b"X-Request-Id: ", self.request_id, b"\r\n\r\n",
+                head.method, b" ", lane.route.upstream_target(self._target, pool.upstream), b" HTTP/1.1\r\nHost: ",
+                pool.authority, b"\r\n", *head.fields, framing, self.client.way(head), caller.principal_fields,
+                b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
             )
         )  # fmt: skip
 
+    # -- from the client
+
     def on_request_body(self, data: bytes) -> None:
-        """Bytes of the client's body, without framing."""
+        """Bytes of the client's body, without framing; or of a tunnel."""
         self._bytes_in += len(data)
         if self._is_over:
             return
@@ -146,19 +165,60 @@ class Exchange(Admission):
         connection.write(encode_chunk(data) if self.head.length == CHUNKED else data)
 
     def on_request_end(self) -> None:
-        """The client's body is whole."""
+        """The client's body is whole; or a tunnel's client sends no more."""
         self._body_done = True
-        if self._connection is not None and not self._is_over:
+        connection = self._connection
+        if connection is None or self._is_over:
+            return
+        self._touched = self._proxy.loop.time()
+        if self._is_tunnel:
+            connection.write_eof()
+        elif self.head.length == CHUNKED:
+            connection.write(last_chunk(self.client.trailers))
+        if self._answer_done:
+            self._end(connection)
+
+    def on_client_full(self) -> None:
+        """The client does not keep up: the upstream is not read until it does."""
+        if self._connection is not None:
+            self._connection.pause_reading()
+
+    def on_client_drained(self) -> None:
+        if self._connection is not None:
+            self._connection.resume_reading()
             self._touched = self._proxy.loop.time()
-            if self.head.length == CHUNKED:
-                self._connection.write(LAST_CHUNK)
+
+    def on_client_lost(self) -> None:
+        """The client's connection is gone."""
+        if self._is_over:
+            return
+        if self._hold is None:
+            self._is_over = True  # what is under way for it is settled when it arrives
+            return
+        # A tunnel that ends with its connection is whole, and so is an answer that was there before.
+        is_whole = self._answer_done or (self._is_tunnel and self._body_done)
+        if self._is_tunnel and self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._finish("completed" if is_whole else "client_gone", charged=self._sent_at > 0)
+
+    def on_bad_body(self, refusal: Refusal) -> None:
+        """The client's body is malformed, too large or too slow: nothing that follows it can be trusted."""
+        if not self._is_over:
+            self._fail(refusal, outcome="client_gone")
+
+    # -- from the upstream
 
     def on_interim(self, head: ResponseHead) -> None:
+        self._touched = self._proxy.loop.time()
+        if head.status == 100:
+            if self.head.expects_continue and not self._continue_due:
+                return  # it has been said
+            self._continue_due = 0.0
         if self.head.minor == 1:
             if head.length >= 0:
                 head.drop_length()
             self.client.write(b"HTTP/1.1 %b\r\n%b\r\n" % (head.status_text, head.fields))
-        self._touched = self._proxy.loop.time()
 
     def on_answer_head(self, head: ResponseHead, has_body: bool, first: bytes) -> None:
         now = self._proxy.loop.time()
@@ -179,8 +239,10 @@ class Exchange(Admission):
                 client.close_after_answer()
         elif length == CHUNKED and head.status not in _WITHOUT_BODY and self.head.minor == 1:
             framing = b"Transfer-Encoding: chunked\r\n"
-        if not self._body_done:
+        if not self._body_done and not self._reads_on:
             client.close_after_answer()
+        if head.status == 426 and head.upgrade:
+            framing += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
         if client.is_write_paused:  # by an answer before this one, so nobody will tell us
             self.on_client_full()
         if first:
@@ -191,25 +253,64 @@ class Exchange(Admission):
             b"".join(
                 (
                     b"HTTP/1.1 ", head.status_text, b"\r\n", head.fields, framing,
-                    client.connection_field(), b"X-Request-Id: ", self.request_id, b"\r\n\r\n", first,
+                    client.connection_field(), b"X-Request-Id: ", self.public_id, b"\r\n\r\n", first,
                 )
             )
         )  # fmt: skip
+
+    @property
+    def _reads_on(self) -> bool:
+        """Whether a body that was answered early goes on: the upstream says so, and the client was asked for it."""
+        return self._connection is not None and self._connection.keep_alive and not self._continue_due
 
     def on_answer_body(self, data: bytes) -> None:
         self._bytes_out += len(data)
         self._touched = self._proxy.loop.time()
         self.client.write(encode_chunk(data) if self._answer_chunked else data)
 
-    def on_answer_end(self) -> None:
-        connection, self._connection = self._connection, None
+    def on_switched(self, head: ResponseHead, first: bytes) -> bool:
+        if not self._upgrade or not is_granted(self.head, self._upgrade, head):
+            return False
+        client = self.client
+        self._headed_at = self._touched = now = self._proxy.loop.time()
+        self._proxy.metrics.upstream.observe(now - self._sent_at)
+        self._status = 101
+        self._is_tunnel = True
+        self._extend_due = now
+        self._body_done = False
+        self._bytes_out += len(first)
+        client.close_after_answer()
+        client.write(
+            b"HTTP/1.1 %b\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\nX-Request-Id: %b\r\n\r\n%b"
+            % (head.status_text, head.fields, head.upgrade, self.public_id, first)
+        )
+        client.begin_tunnel()
+        return True
+
+    def on_answer_end(self, trailers: bytes) -> None:
+        connection = self._connection
+        if self._is_over or connection is None:
+            return
         if self._answer_chunked:
-            self.client.write(LAST_CHUNK)
-        if connection is not None:
-            if self._body_done:
-                connection.release()
-            else:
-                connection.abort()
+            self.client.write(last_chunk(trailers if self.head.minor == 1 else b""))
+        self._answer_done = True
+        if self._is_tunnel:
+            self._touched = self._proxy.loop.time()
+            if not self._body_done and connection.is_open and self.client.write_eof():
+                return
+        elif not self._body_done and self._reads_on:
+            return
+        self._end(connection)
+
+    def _end(self, connection: UpstreamConnection) -> None:
+        """Both directions are whole, or the rest of one is not wanted."""
+        self._connection = None
+        if self._is_tunnel:
+            connection.close()
+        elif self._body_done:
+            connection.release()
+        else:
+            connection.abort()
         self._finish("completed")
         self.client.on_exchange_end()
 
@@ -217,14 +318,19 @@ class Exchange(Admission):
         connection, self._connection = self._connection, None
         if self._is_over:
             return
+        if self._answer_done and connection is not None:  # it did not read the body to its end
+            self.client.close_after_answer()
+            self._end(connection)
+            return
         self._proxy.metrics.events["upstream_lost"] += 1
         if not self._headed_at and connection is not None and self._may_replay(connection):
             self._replayed = True
-            replacement = self._lane.pool.borrow(self, fresh=True)
+            replacement = self._lane.targets.borrow(self, fresh=True)
             if replacement is not None:
                 self.on_connection(replacement)
             return
-        self._fail(Refusal(Reason.UPSTREAM_FAILED))
+        at = connection.pool.position if connection is not None else None
+        self._fail(upstream_refusal(Reason.UPSTREAM_FAILED, "answer", self._lane.route.name, at))
 
     def _may_replay(self, connection: UpstreamConnection) -> bool:
         """Only what cannot run twice to harm: no body, an idempotent method, and a kept connection that went stale."""
@@ -233,46 +339,18 @@ class Exchange(Admission):
             and connection.requests > 1
             and self.head.length == 0
             and self.head.method in _REPLAYABLE
+            and not self._upgrade
         )
 
     def on_upstream_full(self) -> None:
+        """The upstream does not keep up: the client is not read until it does."""
         self.client.pause_reading()
 
     def on_upstream_drained(self) -> None:
-        self._touched = self._proxy.loop.time()
         self.client.resume_reading()
-
-    def on_client_full(self) -> None:
-        """The client does not keep up with its answer: stop reading it from the upstream."""
-        if self._connection is not None:
-            self._connection.pause_reading()
-
-    def on_client_drained(self) -> None:
         self._touched = self._proxy.loop.time()
-        if self._connection is not None:
-            self._connection.resume_reading()
 
-    # -- ends
-
-    def on_client_lost(self) -> None:
-        """The client is gone: stop the upstream, bill what was used."""
-        if self._is_over:
-            return
-        if self._hold is None:
-            self._is_over = True  # an admission under way is settled when its answer comes
-            return
-        self._finish("client_gone", charged=self._sent_at > 0)
-
-    def on_bad_body(self, refusal: Refusal) -> None:
-        """The client's body is malformed, too large or too slow: nothing that follows it can be trusted."""
-        if self._is_over:
-            return
-        self._fail(refusal, outcome="client_gone")
-
-    def cut(self, detail: str) -> None:
-        """End a running request: its key or account is no longer in force, or the gateway stops."""
-        if not self._is_over:
-            self._fail(Refusal(Reason.NOT_READY, detail=detail), outcome="cut")
+    # -- time
 
     def on_tick(self, now: float) -> None:
         """A few times a second: is anybody standing still, is the hold about to run out?"""
@@ -280,114 +358,43 @@ class Exchange(Admission):
             return
         if now >= self._extend_due and not self._extending:
             self._extend(now)
-        settings, timeouts = self._proxy.settings, self._lane.route.timeouts
         connection = self._connection
+        timeouts = self._lane.route.timeouts
         if connection is None:
             if now - self._touched > timeouts.connect_s + timeouts.first_byte_s:
                 self._fail(_NO_CONNECTION_IN_TIME)
             return
-        self._note_progress(now, connection)
-        still_s = now - self._touched
-        if self.client.is_write_paused:
-            if still_s > settings.body_timeout_s:
-                self._proxy.metrics.events["client_stalled"] += 1
-                self._finish("client_gone")
-                self.client.abort()
-        elif not self._body_done and not self._headed_at:
-            if self.client.is_read_paused:
-                if still_s > timeouts.between_bytes_s:
-                    self._fail(
-                        Refusal(Reason.UPSTREAM_TIMEOUT, detail="The service stopped reading the request.")
-                    )
-            elif still_s > settings.body_timeout_s:
-                self._fail(Refusal(Reason.REQUEST_TIMEOUT), outcome="client_gone")
-        elif not self._headed_at:
-            if still_s > timeouts.first_byte_s:
-                self._fail(Refusal(Reason.UPSTREAM_TIMEOUT))
-        elif still_s > timeouts.between_bytes_s:
-            self._fail(Refusal(Reason.UPSTREAM_TIMEOUT))
-
-    def _note_progress(self, now: float, connection: UpstreamConnection) -> None:
-        """Bytes leaving a full buffer are progress too, though no callback tells of them."""
+        # Bytes leaving a full buffer are progress too, though no callback tells of them.
         unsent = self.client.unsent_bytes + connection.unsent_bytes
         if unsent != self._unsent:
             self._unsent, self._touched = unsent, now
-
-    def _extend(self, now: float) -> None:
-        caller, hold = self._caller, self._hold
-        assert caller is not None
-        assert hold is not None
-        self._extending = self._proxy.ledger.extend(
-            caller, hold, 0, self._proxy.hold_ttl_ms, self._on_extension
-        )
-        self._extend_due = now + self._proxy.hold_ttl_s / 4
-
-    def _on_extension(self, reply: Reply) -> None:
-        self._extending = False
-        if self._is_over:
-            return
-        if isinstance(reply, bytes):
-            self._hold = reply
-        elif isinstance(reply, list):
-            self._proxy.metrics.events["cut_at_extension"] += 1
-            is_gone = reply[0] == b"gone"
-            self.cut(
-                "The request's hold expired."
-                if is_gone
-                else "The request's key or account is no longer in force."
-            )
-        elif isinstance(reply, hiredis.ReplyError):
-            self._proxy.ledger.note_error(reply)
-
-    def _fail(self, refusal: Refusal, outcome: Outcome = "upstream_failed") -> None:
-        """End a request badly: say so if the head is not sent yet, else break the answer off."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-        if self._hold is None:
-            self._refuse(refusal)  # an admission under way is settled when its answer comes
-            return
-        if self._headed_at:
-            self._finish(outcome)
-            self.client.break_off()
-            return
-        self._status = refusal.public_status
-        self._proxy.metrics.refusals[(self._lane.route.name, refusal.reason.value)] += 1
-        self._finish(outcome, charged=outcome != "upstream_failed" and self._sent_at > 0)
-        self.client.answer_refusal(refusal, self._lane.route.errors, self.request_id)
-
-    def _finish(self, outcome: Outcome, *, charged: bool = True) -> None:
-        """Settle, count, log: once."""
-        if self._is_over:
-            return
-        self._is_over = True
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-        proxy, caller, hold, route = self._proxy, self._caller, self._hold, self._lane.route
-        assert caller is not None
-        assert hold is not None
-        proxy.in_flight -= 1
-        if self._replayed or not self._sent_at:
-            self._lane.pool.stop_waiting(self)
-        whole_s = proxy.loop.time() - self._started
-        elapsed_ms = round(whole_s * 1000)
-        cost = route.price.cost(self._bytes_in, self._bytes_out, elapsed_ms) if charged else Microcredits(0)
-        event = usage_event(
-            self.request_id, hold, caller.event_fields, self._lane.name, self.head, self._target.path, outcome,
-            (
-                self._status, self._bytes_in, self._bytes_out,
-                round((self._headed_at - self._sent_at) * 1000) if self._headed_at else 0, elapsed_ms, cost,
-            ),
+        if 0.0 < self._continue_due <= now and not (self._headed_at or self._bytes_in):
+            self._continue_due = 0.0
+            self.client.write(_CONTINUE)
+        waited_for = overdue(
+            now - self._touched, timeouts, self._proxy.settings.body_timeout_s,
+            is_tunnel=self._is_tunnel, client_is_full=self.client.is_write_paused,
+            upstream_is_full=self.client.is_read_paused, body_done=self._body_done,
+            answer_begun=self._headed_at > 0, answer_done=self._answer_done,
         )  # fmt: skip
-        proxy.ledger.settle(caller, hold, cost, event, frees=cost != route.hold)
-        metrics = proxy.metrics
-        metrics.requests[(route.name, outcome, self._status // 100)] += 1
-        metrics.whole.observe(whole_s)
-        metrics.bytes_in += self._bytes_in
-        metrics.bytes_out += self._bytes_out
-        metrics.cost += cost
-        if cost > route.hold:
-            metrics.overshoot += cost - route.hold
-        if proxy.access_log.wants_line():
-            proxy.access_log.write(access_line(self.client.address, event))
+        if waited_for is not None:
+            self._give_up(waited_for, connection)
+
+    def _give_up(self, waited_for: Overdue, connection: UpstreamConnection) -> None:
+        events = self._proxy.metrics.events
+        if waited_for is Overdue.READER:
+            events["client_stalled"] += 1
+            self._finish("client_gone")
+            self.client.abort()
+        elif waited_for is Overdue.TUNNEL:
+            events["tunnel_idle"] += 1
+            self._end(connection)
+        elif waited_for is Overdue.REST_OF_BODY:
+            self.client.close_after_answer()
+            self._end(connection)
+        elif waited_for is Overdue.BODY:
+            self._fail(Refusal(Reason.REQUEST_TIMEOUT), outcome="client_gone")
+        else:
+            phase, pool = waited_for.name.lower(), connection.pool
+            pool.note_failure(phase)
+            self._fail(upstream_refusal(Reason.UPSTREAM_TIMEOUT, phase, self._lane.route.name, pool.position))

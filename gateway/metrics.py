@@ -53,6 +53,8 @@ class Metrics:
         self.cost = 0
         self.overshoot = 0
         self.gauges: dict[str, float] = {}
+        self.targets: list[tuple[str, str, int, int, int]] = []
+        """(route, target, whether it takes requests, connections, pending), as a snapshot is taken."""
 
     def snapshot(self) -> Snapshot:
         """Everything, as JSON can carry it."""
@@ -71,6 +73,7 @@ class Metrics:
                 "cost": self.cost, "overshoot": self.overshoot,
             },
             "gauges": dict(self.gauges),
+            "targets": [list(row) for row in self.targets],
         }  # fmt: skip
 
 
@@ -101,6 +104,12 @@ _GAUGE_HELP: Final = {
     "workers": "Workers running.",
 }
 
+_TARGET_HELP: Final = (
+    ("up", "Workers to which the target is neither ejected nor found ill by health checks."),
+    ("connections", "Open connections to the target."),
+    ("pending", "Requests under way at the target, or waiting for a connection to it."),
+)
+
 
 def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
     """The sum of several workers' snapshots."""
@@ -109,6 +118,7 @@ def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
     events: defaultdict[str, int] = defaultdict(int)
     totals: defaultdict[str, int] = defaultdict(int)
     gauges: defaultdict[str, float] = defaultdict(float)
+    targets: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     histograms = {name: Histogram() for name in _HISTOGRAM_HELP}
     for snapshot in snapshots:
         for sums, rows in ((requests, snapshot["requests"]), (refusals, snapshot["refusals"])):
@@ -117,6 +127,9 @@ def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
         for target, source in ((events, "events"), (totals, "totals"), (gauges, "gauges")):
             for name, value in snapshot[source].items():
                 target[name] += value
+        for route, target, *values in snapshot["targets"]:
+            row = targets[(route, target)]
+            row[:] = [a + b for a, b in zip(row, values, strict=True)]
         for name, histogram in histograms.items():
             given = snapshot["histograms"][name]
             histogram.counts = [a + b for a, b in zip(histogram.counts, given["counts"], strict=True)]
@@ -128,12 +141,13 @@ def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
         "histograms": {name: {"counts": h.counts, "total": h.total} for name, h in histograms.items()},
         "totals": dict(totals),
         "gauges": dict(gauges),
+        "targets": [[*labels, *values] for labels, values in targets.items()],
     }
 
 
 def without_gauges(snapshot: Snapshot) -> Snapshot:
     """What remains of a worker that is gone: its counts, not its states."""
-    return {**snapshot, "gauges": {}}
+    return {**snapshot, "gauges": {}, "targets": []}
 
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
@@ -164,6 +178,11 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
         yield _histogram_family(f"tollkeeper_{key}_seconds", text, snapshot["histograms"][key])
     for key, text in _GAUGE_HELP.items():
         yield GaugeMetricFamily(f"tollkeeper_{key}", text, value=snapshot["gauges"].get(key, 0))
+    for place, (name, text) in enumerate(_TARGET_HELP):
+        family = GaugeMetricFamily(f"tollkeeper_target_{name}", text, labels=("route", "target"))
+        for row in snapshot["targets"]:
+            family.add_metric((row[0], row[1]), row[2 + place])
+        yield family
 
 
 def _histogram_family(name: str, text: str, histogram: Mapping[str, Any]) -> HistogramMetricFamily:

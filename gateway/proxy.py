@@ -6,6 +6,7 @@ Made by `server`, handed to connections and exchanges; holds no state of a singl
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections import defaultdict
@@ -19,21 +20,28 @@ from gateway.contract.layout import Layout
 from gateway.contract.usage_event import RefusalCount
 from gateway.directory import Directory
 from gateway.http1.head import RequestHead
-from gateway.http1.pool import UpstreamPool
+from gateway.http1.pool import PoolLimits
+from gateway.http1.resolver import Resolver
 from gateway.http1.target import Target
+from gateway.http1.targets import TargetGroup
 from gateway.ledger import Caller, Ledger, admit_arguments
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics, Snapshot
+from gateway.networks import Networks
 from gateway.redis_pipe import PipeLost, RedisAddress, Reply
-from gateway.refusals import Reason
+from gateway.refusals import Reason, Refusal
 from gateway.routing import Route, RouteTable
 from gateway.settings import GatewaySettings
+from gateway.tls import stamp, upstream_files
 
 if TYPE_CHECKING:
     from gateway.contract.token import Pepper
-    from gateway.http1.client import ClientConnection
+    from gateway.http1.client_end import ClientEnd
 
 TICK_S: Final = 0.1
+CLIENTS_A_SLICE: Final = 200
+SLICES_MAX: Final = 16
+SLICE_S: Final = 0.005
 REFUSAL_FLUSH_S: Final = 0.5
 REFUSAL_ROWS_MAX: Final = 10_000
 REPEATED_HEAD_MAX: Final = 2_048
@@ -46,14 +54,13 @@ log = structlog.get_logger("gateway")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lane:
-    """A route with what is prepared for it: its pool, and its arguments to admit."""
+    """A route with what is prepared for it: its targets, and its arguments to admit."""
 
     route: Route
     routes: RouteTable
     """The table that the route is from: another one since means that targets are to be matched again."""
     name: bytes
-    authority: bytes
-    pool: UpstreamPool
+    targets: TargetGroup
     admit_arguments: bytes
 
 
@@ -73,6 +80,20 @@ class LastHead:
 
 
 RefusalKey = tuple[Caller, str, str, int]
+GroupKey = tuple[object, ...]
+
+
+def pseudonym(pepper: Pepper) -> bytes:
+    """What an installation calls itself in Via: the same for all its gateways, and no other's. Says nothing of the pepper."""
+    return b"tollkeeper-" + hashlib.blake2b(b"via", key=pepper, digest_size=5).hexdigest().encode()
+
+
+def group_key(route: Route) -> GroupKey:
+    """What makes a route's targets the same as before, files and all: then their connections are kept at a reload."""
+    stamps = tuple(stamp(path) for path in upstream_files(route.tls))
+    return (
+        route.name, route.upstreams, route.tls, route.ejection, route.health, route.timeouts.connect_s, stamps,
+    )  # fmt: skip
 
 
 class Proxy:
@@ -82,7 +103,6 @@ class Proxy:
         self, settings: GatewaySettings, routes: RouteTable, pepper: Pepper, access_log: AccessLog
     ) -> None:
         self.settings = settings
-        self.routes = routes
         self.metrics = Metrics()
         self.access_log = access_log
         self.loop = asyncio.get_running_loop()
@@ -90,6 +110,8 @@ class Proxy:
         self._worker_id = secrets.token_hex(7)
         self._worker_id_bytes = self._worker_id.encode()
         self._requests_made = 0
+        self.pseudonym = pseudonym(pepper)
+        self.trusted = Networks(settings.trusted_networks)
         self.hold_ttl_s = settings.hold_ttl_s
         self.hold_ttl_ms = int(settings.hold_ttl_s * 1000)
         self.ledger = Ledger(
@@ -97,18 +119,66 @@ class Proxy:
             depth_max=settings.redis_depth_max, client_name=f"tollkeeper-gateway-{self._worker_id}",
         )  # fmt: skip
         self.directory = Directory(self.ledger, names, pepper, lookups_max=settings.lookups_max)
-        self.lanes: Mapping[str, Lane] = {route.name: self._lane(route) for route in routes.routes}
-        self.clients: set[ClientConnection] = set()
+        self._resolver = Resolver(settings.dns_ttl_s)
+        self._groups: dict[GroupKey, TargetGroup] = {}
+        self.routes = routes
+        self.lanes: Mapping[str, Lane] = {}
+        self.use_routes(routes)
+        self.clients: set[ClientEnd] = set()
+        self.arriving: set[asyncio.Task[None]] = set()
+        """Connections whose header or handshake is under way."""
+        self._clients_from: defaultdict[str, int] = defaultdict(int)
         self.in_flight = 0
         self.is_draining = False
         self._refused: defaultdict[RefusalKey, int] = defaultdict(int)
         self._refused_flushes = 0
         self._refusals_due = 0.0
         self._ticker: asyncio.TimerHandle | None = None
+        self._round: list[ClientEnd] = []
+        self._slice = 0
 
     def start(self) -> None:
         self.ledger.start()
         self._tick()
+
+    def use_routes(self, routes: RouteTable) -> None:
+        """Serve by this route table from the next request on. Connections to targets that are in both are kept; what is under
+        way at others finishes. Raises TlsFilesError, and then the old table stays."""
+        lanes: dict[str, Lane] = {}
+        groups: dict[GroupKey, TargetGroup] = {}
+        for route in routes.routes:
+            key = group_key(route)
+            groups[key] = self._groups.get(key) or self._target_group(route)
+            lanes[route.name] = Lane(
+                route, routes, route.name.encode(), groups[key], admit_arguments(route.hold, self.hold_ttl_ms)
+            )
+        for key in self._groups.keys() - groups.keys():
+            self._groups[key].retire()
+        self.routes, self.lanes, self._groups = routes, lanes, groups
+
+    def take_in(self, client: ClientEnd) -> Refusal | None:
+        """Count a new connection, and say why it cannot stay, if it cannot."""
+        self.clients.add(client)
+        peer, settings = client.hop.peer, self.settings
+        self._clients_from[peer] += 1
+        if len(self.clients) > settings.connections_max:
+            self.metrics.events["connections_refused"] += 1
+            return Refusal(Reason.OVERLOADED, detail="Too many connections are open.")
+        if self._clients_from[peer] > settings.connections_per_address_max and not client.hop.is_trusted:
+            self.metrics.events["address_connections_refused"] += 1
+            return Refusal(
+                Reason.TOO_MANY_CONNECTIONS, detail="Too many connections are open from this address. Close or reuse some.",
+            )  # fmt: skip
+        return None
+
+    def let_go(self, client: ClientEnd) -> None:
+        """A connection is gone."""
+        if client in self.clients:
+            self.clients.discard(client)
+            peer = client.hop.peer
+            self._clients_from[peer] -= 1
+            if not self._clients_from[peer]:
+                del self._clients_from[peer]
 
     async def close(self, *, settle_s: float = 3.0) -> None:
         """The end: everything settled if Redis lets us within `settle_s`, then every connection closed."""
@@ -120,8 +190,9 @@ class Proxy:
             log.error("settlements_left_to_expire", count=self.ledger.unsettled)
         if self._ticker is not None:
             self._ticker.cancel()
-        for lane in self.lanes.values():
-            await lane.pool.close()
+        for group in self._groups.values():
+            group.close()
+        self._resolver.close()
         self.directory.close()
         await self.ledger.close()
         self.access_log.close()
@@ -140,20 +211,23 @@ class Proxy:
 
     def snapshot(self) -> Snapshot:
         """This worker's counts and states, for the supervisor."""
-        pools = [lane.pool for lane in self.lanes.values()]
+        targets = [row for group in self._groups.values() for row in group.rows()]
         pipe = self.ledger.pipe
         self.metrics.gauges = {
             "in_flight": self.in_flight,
             "client_connections": len(self.clients),
-            "upstream_connections": sum(pool.connections for pool in pools),
-            "upstream_waiting": sum(pool.waiting for pool in pools),
+            "upstream_connections": sum(
+                pool.connections for group in self._groups.values() for pool in group.pools
+            ),
+            "upstream_waiting": sum(pool.waiting for group in self._groups.values() for pool in group.pools),
             "redis_pipe_depth": pipe.depth,
             "cold_lookups": self.directory.lookups,
             "known_callers": self.directory.known_count,
             "unsettled": self.ledger.unsettled,
             "ready": int(self.is_ready),
-            "workers": 1,
+            "workers": int(not self.is_draining),
         }
+        self.metrics.targets = targets
         events = self.metrics.events
         events["redis_lost"] = pipe.losses
         events["redis_timeout"] = pipe.timeouts
@@ -168,32 +242,36 @@ class Proxy:
     def is_ready(self) -> bool:
         return self.ledger.is_ready and not self.is_draining
 
-    def _lane(self, route: Route) -> Lane:
+    def _target_group(self, route: Route) -> TargetGroup:
         settings = self.settings
-        pool = UpstreamPool(
-            route.upstream, route.timeouts, connections_max=settings.upstream_connections_max,
-            waiting_max=settings.upstream_waiting_max, idle_s=settings.upstream_idle_s,
+        limits = PoolLimits(
+            settings.upstream_connections_max, settings.upstream_waiting_max, settings.upstream_idle_s, route.timeouts.connect_s
         )  # fmt: skip
-        return Lane(
-            route,
-            self.routes,
-            route.name.encode(),
-            route.upstream.authority,
-            pool,
-            admit_arguments(route.hold, self.hold_ttl_ms),
-        )
+        return TargetGroup(route, limits, self._resolver, self.metrics.events)
 
     def _tick(self) -> None:
         now = self.loop.time()
         self._ticker = self.loop.call_at(now + TICK_S, self._tick)
         self.ledger.on_tick(now)
-        for client in list(self.clients):
-            client.on_tick(now)
-        for lane in self.lanes.values():
-            lane.pool.close_idle(now)
+        for group in self._groups.values():
+            group.on_tick(now)
         if now >= self._refusals_due:
             self._refusals_due = now + REFUSAL_FLUSH_S
             self._flush_refusals()
+        if not self._round:
+            self._round = list(self.clients)
+            self._slice = max(CLIENTS_A_SLICE, len(self._round) // SLICES_MAX + 1)
+            self._look_at_slice()
+
+    def _look_at_slice(self) -> None:
+        """Look at some of the connections, and at the others in a moment: thousands of them at once would make every request
+        that arrives meanwhile wait."""
+        now, clients = self.loop.time(), self._round
+        for client in clients[-self._slice :]:
+            client.on_tick(now)
+        del clients[-self._slice :]
+        if clients:
+            self.loop.call_later(SLICE_S, self._look_at_slice)
 
     def _flush_refusals(self) -> None:
         """Write the counts of refused requests gathered since the last time; a count that is not taken is kept."""

@@ -38,6 +38,10 @@ class Reason(StrEnum):
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_FAILED = "upstream_failed"
     UPSTREAM_TIMEOUT = "upstream_timeout"
+    UPSTREAM_UNHEALTHY = "upstream_unhealthy"
+    LOOP_DETECTED = "loop_detected"
+    CERTIFICATE_REQUIRED = "certificate_required"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,27 @@ _TABLE: Final[Mapping[Reason, _Words]] = {
     Reason.UPSTREAM_TIMEOUT: _Words(
         504, "The upstream took too long", "The service behind this route did not answer in time.", "api_error",
     ),
+    Reason.UPSTREAM_UNHEALTHY: _Words(
+        503, "The upstream is not well", "No target of this route passes its health checks. Try again shortly.", "api_error",
+    ),
+    Reason.LOOP_DETECTED: _Words(
+        508, "The request goes round in a circle", "It has passed through this gateway before: an upstream sends it back.",
+        "api_error",
+    ),
+    Reason.CERTIFICATE_REQUIRED: _Words(
+        403, "A client certificate is required", "This route asks for a client certificate, and the connection has none.",
+        "permission_error",
+    ),
+    Reason.TOO_MANY_CONNECTIONS: _Words(
+        503, "Too many connections", "Close connections that are not needed, or reuse them, and try again shortly.",
+        "api_error",
+    ),
 }  # fmt: skip
 
-_RETRY_AFTER_S: Final = {Reason.NOT_READY: 1, Reason.OVERLOADED: 1, Reason.TOO_MANY_IN_FLIGHT: 1}
+_RETRY_AFTER_S: Final = {
+    Reason.NOT_READY: 1, Reason.OVERLOADED: 1, Reason.TOO_MANY_IN_FLIGHT: 1, Reason.UPSTREAM_UNHEALTHY: 1,
+    Reason.TOO_MANY_CONNECTIONS: 1,
+}  # fmt: skip
 _CHALLENGES: Final = (
     (b"WWW-Authenticate", b'Bearer realm="tollkeeper"'),
     (b"WWW-Authenticate", b'Basic realm="tollkeeper", charset="UTF-8"'),
@@ -133,6 +155,26 @@ class Refusal:
     @property
     def public_detail(self) -> str:
         return self.detail or _TABLE[self.reason].detail
+
+
+_PHASE_WORDS: Final[Mapping[str, str]] = {
+    "connect": "while the gateway connected to it",
+    "sending": "while it was sent the request",
+    "first_byte": "before the first byte of its answer",
+    "answer": "before its answer was whole",
+    "between_bytes": "within its answer",
+}
+
+
+def upstream_refusal(reason: Reason, phase: str, route: str, position: int | None = None) -> Refusal:
+    """The upstream failed: which route's, which of its targets (counted from 1), and in which phase of the request."""
+    metadata: dict[str, Any] = {"route": route, "phase": phase}
+    if position is not None:
+        metadata["target"] = position + 1
+    words = f"{_TABLE[reason].detail.removesuffix('.')}: it failed {_PHASE_WORDS[phase]}."
+    if reason in (Reason.OVERLOADED, Reason.UPSTREAM_UNHEALTHY):
+        words = _TABLE[reason].detail
+    return Refusal(reason, detail=words, metadata=metadata)
 
 
 _STATUS_WORDS: Final[Mapping[tuple[str, str], str]] = {

@@ -29,7 +29,16 @@ from gateway.contract.money import Microcredits, MoneyError, parse_credits
 from gateway.http1.head import HeadError
 from gateway.http1.target import normalise
 from gateway.pricing import Price
-from gateway.routing import Dialect, Route, RouteTable, Timeouts, Upstream
+from gateway.routing import (
+    Dialect,
+    Ejection,
+    HealthCheck,
+    Route,
+    RouteTable,
+    Timeouts,
+    Upstream,
+    UpstreamTls,
+)
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")
 _LABEL: Final = r"[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?"
@@ -90,6 +99,46 @@ class _TimeoutsEntry(_Strict):
     connect_s: float = Field(2.0, gt=0, le=60)
     first_byte_s: float = Field(60.0, gt=0, le=86_400)
     between_bytes_s: float = Field(60.0, gt=0, le=86_400)
+    tunnel_idle_s: float = Field(300.0, gt=0, le=86_400)
+    half_closed_s: float = Field(1.0, ge=0, le=86_400)
+
+
+class _TlsEntry(_Strict):
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+    verify: bool = True
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> _TlsEntry:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("a key needs its certificate")
+        return self
+
+
+class _EjectionEntry(_Strict):
+    after_failures: int = Field(3, ge=1, le=1000)
+    for_s: float = Field(1.0, gt=0, le=3600)
+    for_max_s: float = Field(10.0, gt=0, le=3600)
+    slow_start_s: float = Field(5.0, ge=0, le=3600)
+
+
+class _HealthEntry(_Strict):
+    path: str
+    every_s: float = Field(5.0, ge=0.1, le=3600)
+    timeout_s: float = Field(2.0, gt=0, le=60)
+    healthy_after: int = Field(2, ge=1, le=100)
+    unhealthy_after: int = Field(3, ge=1, le=100)
+
+    @field_validator("path")
+    @classmethod
+    def _is_path(cls, path: str) -> str:
+        normal_path(path)
+        return path
+
+    def check(self) -> HealthCheck:
+        return HealthCheck(**{**self.model_dump(), "path": self.path.encode("ascii")})
 
 
 class _RouteEntry(_Strict):
@@ -99,11 +148,17 @@ class _RouteEntry(_Strict):
     host: str | None = None
     methods: list[str] | None = Field(None, min_length=1, max_length=64)
     strip_path: bool = False
+    raw_path: bool = False
+    upgrade: bool = True
+    client_certificate: bool = False
     hold: Credits | None = None
     price: _PriceEntry = _PriceEntry()
     errors: Dialect = "problem"
     quota_status: Literal[402, 429] = 402
     timeouts: _TimeoutsEntry = _TimeoutsEntry()
+    tls: _TlsEntry = _TlsEntry()
+    ejection: _EjectionEntry = _EjectionEntry()
+    health: _HealthEntry | None = None
 
     @field_validator("upstream", mode="before")
     @classmethod
@@ -112,11 +167,10 @@ class _RouteEntry(_Strict):
 
     @field_validator("upstream")
     @classmethod
-    def _only_one_yet(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            parse_upstream(url)
-        if len(urls) > 1:
-            raise ValueError("several targets are not supported yet: give one URL")
+    def _are_targets(cls, urls: list[str]) -> list[str]:
+        targets = [parse_upstream(url) for url in urls]
+        if len(set(targets)) < len(targets):
+            raise ValueError("a target is given twice")
         return urls
 
     @field_validator("name")
@@ -158,20 +212,30 @@ class _RouteEntry(_Strict):
             raise ValueError("hold is less than price.request: it would always be overspent")
         return self
 
-    def route(self) -> Route:
+    def route(self, directory: Path) -> Route:
+        """The route. Paths of files are relative to the table's `directory`."""
+        tls = self.tls.model_dump()
+        for name in ("ca", "certificate", "key"):
+            tls[name] = str(directory / tls[name]) if tls[name] is not None else None
         price = Price(self.price.request, self.price.kib_in, self.price.kib_out, self.price.second)
         return Route(
             name=self.name,
             path=self.path.encode("ascii"),
-            upstream=parse_upstream(self.upstream[0]),
+            upstreams=tuple(parse_upstream(url) for url in self.upstream),
             host=self.host.encode("ascii") if self.host else None,
             methods=frozenset(method.encode() for method in self.methods) if self.methods else None,
             strip_path=self.strip_path,
+            raw_path=self.raw_path,
+            upgrade=self.upgrade,
+            client_certificate=self.client_certificate,
             hold=self.price.request if self.hold is None else self.hold,
             price=price,
             errors=self.errors,
             quota_status=self.quota_status,
             timeouts=Timeouts(**self.timeouts.model_dump()),
+            tls=UpstreamTls(**tls),
+            ejection=Ejection(**self.ejection.model_dump()),
+            health=self.health.check() if self.health else None,
         )
 
 
@@ -199,11 +263,13 @@ def normal_path(path: str) -> bytes:
     """A path that is written in the form that requests are matched in. Raises ValueError."""
     try:
         raw = path.encode("ascii")
-        normal = normalise(b"GET", raw, b"").path
+        target = normalise(b"GET", raw, b"")
     except (UnicodeEncodeError, HeadError) as error:
         raise ValueError(f"{path!r} is not a path: {error}") from None
-    if normal != raw:
-        raise ValueError(f"{path!r} is not in normal form: write {normal.decode()!r}")
+    if target.objection is not None:
+        raise ValueError(f"{path!r} is not a path: {target.objection}")
+    if target.path != raw:
+        raise ValueError(f"{path!r} is not in normal form: write {target.path.decode()!r}")
     return raw
 
 
@@ -231,7 +297,7 @@ def load_routes(path: Path) -> RouteTable:
     for position, entry in enumerate(entries, 1):
         name = entry.get("name", f"#{position}") if isinstance(entry, dict) else f"#{position}"
         try:
-            routes.append(_RouteEntry.model_validate(entry).route())
+            routes.append(_RouteEntry.model_validate(entry).route(path.parent))
         except ValidationError as error:
             problems += [sentence(f"{path}: route {name}: ", problem) for problem in error.errors()]
     problems += [

@@ -25,6 +25,10 @@ class Timeouts:
     connect_s: float = 2.0
     first_byte_s: float = 60.0
     between_bytes_s: float = 60.0
+    tunnel_idle_s: float = 300.0
+    """How long an upgraded connection may be silent in both directions."""
+    half_closed_s: float = 1.0
+    """How long a client that sends no more is still answered: it may have gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,49 @@ class Upstream:
     @property
     def authority(self) -> bytes:
         """What the upstream is sent as Host."""
+        return self.address.encode("ascii")
+
+    @property
+    def address(self) -> str:
+        """host:port, without the port where the scheme implies it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
-        return (host if self.port == default else f"{host}:{self.port}").encode("ascii")
+        return host if self.port == default else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """How https targets are proved, and who we are to them: paths of PEM files."""
+
+    ca: str | None = None
+    """Authorities to trust instead of the system's."""
+    certificate: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+    """The name to ask for and to verify, instead of the URL's host."""
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ejection:
+    """When a target that fails is left out, and for how long: longer each time it fails again."""
+
+    after_failures: int = 3
+    for_s: float = 1.0
+    for_max_s: float = 10.0
+    slow_start_s: float = 5.0
+    """After it is back: how long until it takes its whole share again."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How targets are asked whether they are well."""
+
+    path: bytes
+    every_s: float = 5.0
+    timeout_s: float = 2.0
+    healthy_after: int = 2
+    unhealthy_after: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +94,32 @@ class Route:
 
     name: str
     path: bytes
-    upstream: Upstream
+    upstreams: tuple[Upstream, ...]
     host: bytes | None = None
     methods: frozenset[bytes] | None = None
     strip_path: bool = False
+    raw_path: bool = False
+    upgrade: bool = True
+    client_certificate: bool = False
     hold: Microcredits = Microcredits(0)
     price: Price = Price()
     errors: Dialect = "problem"
     quota_status: Literal[402, 429] = 402
     timeouts: Timeouts = Timeouts()
+    tls: UpstreamTls = UpstreamTls()
+    ejection: Ejection = Ejection()
+    health: HealthCheck | None = None
 
-    def upstream_target(self, target: Target) -> bytes:
+    def upstream_target(self, target: Target, upstream: Upstream) -> bytes:
         """The request target to send: the normalised one, behind the upstream's own path."""
         if target.path == b"*":
             return b"*"
         path = target.path
         if self.strip_path:
             path = path[len(self.path.rstrip(b"/")) :]
-            if not path and not self.upstream.path:
+            if not path and not upstream.path:
                 path = b"/"
-        return self.upstream.path + path + target.query
+        return upstream.path + path + target.query
 
 
 class RouteTable:

@@ -14,17 +14,20 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, cast
 
 import orjson
 import structlog
 import uvloop
 
-from gateway.http1.client import ClientConnection
+from gateway.acceptor import Acceptor
+from gateway.channel import DRAINING, RELOAD, SERVING, SNAPSHOT
 from gateway.logs import AccessLog, configure_logs
 from gateway.proxy import Proxy
 from gateway.route_table import SettingsError
 from gateway.settings import load_settings
+from gateway.tls import TlsFilesError
 
 LISTEN_BACKLOG = 4096
 
@@ -32,10 +35,11 @@ log = structlog.get_logger("gateway.worker")
 
 
 class Channel(asyncio.Protocol):
-    """The line to the supervisor: a newline asks for a snapshot, which goes back as one line of JSON; the end stops us."""
+    """The worker's end of the line to the supervisor (see `channel`); its end stops us."""
 
-    def __init__(self, proxy: Proxy, stop: asyncio.Event) -> None:
+    def __init__(self, proxy: Proxy, reload: Callable[[], None], stop: asyncio.Event) -> None:
         self._proxy = proxy
+        self._reload = reload
         self._stop = stop
         self._transport: asyncio.WriteTransport | None = None
 
@@ -43,12 +47,19 @@ class Channel(asyncio.Protocol):
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's do not derive from asyncio's
 
     def data_received(self, data: bytes) -> None:
-        for _ in range(data.count(b"\n")):
-            if self._transport is not None:
-                self._transport.write(orjson.dumps(self._proxy.snapshot()) + b"\n")
+        for word in data:
+            if word == SNAPSHOT[0]:
+                self.say(orjson.dumps(self._proxy.snapshot()))
+            elif word == RELOAD[0]:
+                self._reload()
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        self._transport = None
         self._stop.set()
+
+    def say(self, line: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(line + b"\n")
 
 
 class UnexpectedErrors:
@@ -79,30 +90,46 @@ def raise_open_files_limit() -> None:
 
 async def serve(listen_fd: int, channel_fd: int) -> None:
     """Serve on an inherited listening socket until told to stop. Raises SettingsError."""
-    settings, routes, pepper = load_settings()
+    loaded = load_settings()
+    settings = loaded.settings
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    proxy = Proxy(settings, routes, pepper, AccessLog(settings.access_log_fraction))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # and a terminal's end does
+    proxy = Proxy(settings, loaded.routes, loaded.pepper, AccessLog(settings.access_log_fraction))
+    acceptor = Acceptor(socket.socket(fileno=listen_fd), proxy, loaded.tls)
     proxy.start()
-    await loop.create_connection(lambda: Channel(proxy, stop), sock=socket.socket(fileno=channel_fd))
+    channel = Channel(proxy, lambda: reload(proxy, acceptor), stop)
+    await loop.create_connection(lambda: channel, sock=socket.socket(fileno=channel_fd))
     await await_ledger(proxy, settings.redis_timeout_s)
-    listener = await loop.create_server(
-        lambda: ClientConnection(proxy), sock=socket.socket(fileno=listen_fd), backlog=LISTEN_BACKLOG
-    )
+    acceptor.start()
     loop.set_exception_handler(UnexpectedErrors(proxy))
     gc.collect()
     gc.freeze()  # what is loaded by now stays: the collector need not look at it again
     gc.set_threshold(
         20_000, 20, 100
     )  # a request leaves no cycles; looking for them every 700 objects would be for nothing
-    log.info("worker_serving", routes=[route.name for route in routes.routes])
+    channel.say(SERVING)
+    log.info("worker_serving", routes=[route.name for route in loaded.routes.routes])
     await stop.wait()
-    listener.close()
+    channel.say(DRAINING)
+    acceptor.finish()
     await drain(proxy, settings.drain_timeout_s)
     await proxy.close()
     log.info("worker_stopped")
+
+
+def reload(proxy: Proxy, acceptor: Acceptor) -> None:
+    """Serve by the route table and the certificates as they are now; keep the old ones if something is wrong with them."""
+    try:
+        loaded = load_settings()
+        proxy.use_routes(loaded.routes)
+    except (SettingsError, TlsFilesError) as error:
+        proxy.metrics.events["reload_refused"] += 1
+        log.error("reload_refused", problems=getattr(error, "problems", None) or [str(error)])
+    else:
+        acceptor.tls = loaded.tls
 
 
 async def await_ledger(proxy: Proxy, timeout_s: float) -> None:
@@ -118,10 +145,11 @@ async def await_ledger(proxy: Proxy, timeout_s: float) -> None:
 async def drain(proxy: Proxy, timeout_s: float) -> None:
     """Let what is under way finish, for at most `timeout_s`; cut and settle the rest."""
     proxy.is_draining = True
+    now = proxy.loop.time()
     for client in list(proxy.clients):
-        client.stop()
-    deadline = proxy.loop.time() + timeout_s
-    while proxy.clients and proxy.loop.time() < deadline:  # noqa: ASYNC110 - as in Proxy.close
+        client.stop(now)
+    deadline = now + timeout_s
+    while (proxy.clients or proxy.arriving) and proxy.loop.time() < deadline:  # noqa: ASYNC110 - as in Proxy.close
         await asyncio.sleep(0.02)
     for client in list(proxy.clients):
         client.cut("The gateway is stopping.")

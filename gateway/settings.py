@@ -7,7 +7,9 @@ prints the same list. Every setting has a default or says plainly that it must b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,9 +18,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX
 from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
+from gateway.networks import Networks
 from gateway.redis_pipe import RedisAddress
 from gateway.route_table import SettingsError, load_routes, parse_upstream, sentence
 from gateway.routing import Route, RouteTable
+from gateway.tls import ListenerTls, TlsFilesError, listener_context, upstream_context, upstream_files
 
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})")
 
@@ -76,6 +80,31 @@ class GatewaySettings(BaseSettings):
     connections_max: int = Field(
         20_000, ge=1, description="Open connections of workloads a worker; beyond, 503."
     )
+    connections_per_address_max: int = Field(
+        8_192,
+        ge=1,
+        description="Open connections of one client address a worker; beyond, 503. Trusted networks are exempt.",
+    )
+    connection_requests_max: int = Field(
+        100_000,
+        ge=1,
+        description="Requests on one connection; the last one is answered with Connection: close.",
+    )
+    trusted_networks: str = Field(
+        "",
+        description="Networks of proxies before the gateway, comma-separated, whose X-Forwarded-… and Forwarded count.",
+    )
+    proxy_protocol_networks: str = Field(
+        "",
+        description="Networks whose connections begin with a PROXY protocol header, comma-separated.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="Certificate chain of the listener, PEM; with it, `listen` speaks TLS."
+    )
+    tls_key: Path | None = Field(None, description="Private key of the certificate, PEM, not encrypted.")
+    tls_client_ca: Path | None = Field(
+        None, description="Authorities whose client certificates are accepted, PEM; routes say who needs one."
+    )
     head_timeout_s: float = Field(
         10.0, gt=0, description="From the first byte of a head to its end; then 408."
     )
@@ -90,6 +119,9 @@ class GatewaySettings(BaseSettings):
         1_024, ge=0, description="Requests waiting for one of those; beyond, 503."
     )
     upstream_idle_s: float = Field(15.0, gt=0, description="How long an unused upstream connection is kept.")
+    dns_ttl_s: float = Field(
+        10.0, gt=0, le=3600, description="How long the addresses of an upstream's name are taken for granted."
+    )
     drain_timeout_s: float = Field(
         25.0, ge=0, le=3600, description="After SIGTERM: time for requests to finish."
     )
@@ -104,6 +136,12 @@ class GatewaySettings(BaseSettings):
         parse_address(text)
         return text
 
+    @field_validator("trusted_networks", "proxy_protocol_networks")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        Networks(text)
+        return text
+
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
@@ -115,6 +153,13 @@ class GatewaySettings(BaseSettings):
     def _is_fraction(cls, text: str) -> str:
         _access_log_fraction(text)
         return text
+
+    @property
+    def tls(self) -> ListenerTls | None:
+        """The listener's files; None if it speaks plain HTTP."""
+        if self.tls_certificate is None:
+            return None
+        return ListenerTls(self.tls_certificate, self.tls_key or self.tls_certificate, self.tls_client_ca)
 
     @property
     def access_log_fraction(self) -> float:
@@ -141,17 +186,36 @@ def _access_log_fraction(text: str) -> float:
     return fraction
 
 
-def load_settings(overrides: Mapping[str, Any] | None = None) -> tuple[GatewaySettings, RouteTable, Pepper]:
-    """Environment, route table and pepper, with `overrides` (from the command line) before the environment.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that a gateway is told, found to be good."""
 
-    Raises SettingsError with every problem of all three.
+    settings: GatewaySettings
+    routes: RouteTable
+    pepper: Pepper
+    tls: ssl.SSLContext | None
+    """The listener's, if it speaks TLS."""
+
+    def files(self) -> frozenset[Path]:
+        """The files that are read again when they change."""
+        config = [self.settings.config] if self.settings.config is not None else []
+        own = self.settings.tls.files() if self.settings.tls is not None else ()
+        return frozenset(
+            (*config, *own, *(path for route in self.routes.routes for path in upstream_files(route.tls)))
+        )
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Environment, route table, pepper and certificates, with `overrides` (from the command line) before the environment.
+
+    Raises SettingsError with every problem of them all.
     """
     try:
         settings = GatewaySettings(**(overrides or {}))
     except ValidationError as error:
         raise SettingsError([sentence("TOLLKEEPER_", problem) for problem in error.errors()]) from None
     problems: list[str] = []
-    pepper = Pepper(b"")
+    pepper, routes, tls = Pepper(b""), RouteTable(()), None
     try:
         pepper = read_pepper(settings.pepper, settings.pepper_file)
     except SettingsError as error:
@@ -160,10 +224,27 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> tuple[GatewaySe
         routes = _routes(settings)
     except SettingsError as error:
         problems += error.problems
-        routes = RouteTable(())
+    try:
+        tls = listener_context(settings.tls) if settings.tls is not None else None
+    except TlsFilesError as error:
+        problems.append(f"TOLLKEEPER_TLS_…: {error}.")
+    problems += _tls_problems(settings, routes)
     if problems:
         raise SettingsError(problems)
-    return settings, routes, pepper
+    return Loaded(settings, routes, pepper, tls)
+
+
+def _tls_problems(settings: GatewaySettings, routes: RouteTable) -> Iterator[str]:
+    if settings.tls is None and (settings.tls_key or settings.tls_client_ca):
+        yield "TOLLKEEPER_TLS_KEY and TOLLKEEPER_TLS_CLIENT_CA need TOLLKEEPER_TLS_CERTIFICATE."
+    for route in routes.routes:
+        if route.client_certificate and settings.tls_client_ca is None:
+            yield f"route {route.name}: client_certificate needs TOLLKEEPER_TLS_CLIENT_CA, or nobody can have one."
+        if any(upstream.scheme == "https" for upstream in route.upstreams):
+            try:
+                upstream_context(route.tls)
+            except TlsFilesError as error:
+                yield f"route {route.name}: tls: {error}."
 
 
 def read_pepper(text: str | None, path: Path | None) -> Pepper:
@@ -198,6 +279,6 @@ def _routes(settings: GatewaySettings) -> RouteTable:
             ["Nothing to forward to: give TOLLKEEPER_CONFIG (--config) or TOLLKEEPER_UPSTREAM (--upstream)."]
         )
     try:
-        return RouteTable((Route("default", b"/", parse_upstream(settings.upstream)),))
+        return RouteTable((Route("default", b"/", (parse_upstream(settings.upstream),)),))
     except ValueError as error:
         raise SettingsError([f"TOLLKEEPER_UPSTREAM: {error}."]) from None

@@ -1,7 +1,11 @@
 """The gateway's first process: N workers on one port, and the management listener. Acts.
 
-Each worker has a listening socket of its own on the common port (SO_REUSEPORT), made here and inherited: when a worker dies,
-its socket and the connections waiting on it stay, and its replacement goes on accepting from it.
+Each worker has a listening socket of its own on the common port (SO_REUSEPORT), made here and inherited: when a worker dies
+or is replaced, its socket and the connections waiting on it stay, and its successor goes on accepting from it.
+
+    SIGTERM, SIGINT   stop in order
+    SIGHUP            read the route table and the certificates again (as happens when their files change)
+    SIGUSR2           replace the workers one after the other, each once its successor serves
 """
 
 from __future__ import annotations
@@ -10,70 +14,84 @@ import asyncio
 import os
 import signal
 import socket
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-import orjson
 import structlog
 
 from gateway.management import serve_management
 from gateway.metrics import Snapshot, add_snapshots, without_gauges
+from gateway.route_table import SettingsError
 from gateway.server import LISTEN_BACKLOG
-from gateway.settings import GatewaySettings, parse_address
+from gateway.settings import GatewaySettings, Loaded, parse_address
+from gateway.tls import stamp
+from gateway.worker_process import WorkerProcess
 
 _RESTART_DELAY_MAX_S: Final = 5.0
 _SNAPSHOT_TIMEOUT_S: Final = 2.0
+_SUCCESSOR_TIMEOUT_S: Final = 30.0
+_FILES_LOOKED_AT_EVERY_S: Final = 1.0
 _STOP_MARGIN_S: Final = 5.0
 
 log = structlog.get_logger("gateway.supervisor")
 
+Stamps = dict[Path, tuple[int, int, int] | None]
+
 
 @dataclass(slots=True)
-class Worker:
+class Place:
     """One worker's place: its socket stays, its process may be replaced."""
 
     number: int
     listener: socket.socket
-    process: asyncio.subprocess.Process | None = None
-    reader: asyncio.StreamReader | None = None
-    writer: asyncio.StreamWriter | None = None
-    last: Snapshot | None = None
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    is_asked: bool = False
-    """Whether a snapshot was asked for that has not come yet. The channel stays open meanwhile: its end stops a worker."""
-    is_told_to_stop: bool = False
+    worker: WorkerProcess | None = None
+    successor: WorkerProcess | None = None
+    """Started to take the worker's place when that leaves."""
 
 
 class Supervisor:
-    """Keeps the workers running, sums what they count, and stops them in order."""
+    """Keeps the workers running, sums what they count, has them reload, and stops them in order.
 
-    def __init__(self, settings: GatewaySettings, environment: dict[str, str]) -> None:
-        self._settings = settings
+    `load` reads all settings and files anew; it raises SettingsError.
+    """
+
+    def __init__(self, loaded: Loaded, environment: dict[str, str], load: Callable[[], Loaded]) -> None:
+        self._settings: GatewaySettings = loaded.settings
         self._environment = environment
-        self._workers: list[Worker] = []
+        self._load = load
+        self._stamps = _stamps(loaded)
+        self._places: list[Place] = []
+        self._leaving: dict[WorkerProcess, asyncio.Task[None]] = {}
         self._departed: list[Snapshot] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+        self._rolling: asyncio.Task[None] | None = None
         self.restarts = 0
+        self.reloads = {"reloaded": 0, "reload_refused": 0}
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the process's exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGUSR2, self.roll)
         listeners = open_listeners(self._settings.listen, self._settings.workers)
         management = await serve_management(self._settings.management_listen, self)
         host, port = listeners[0].getsockname()[:2]
         log.info(
-            "gateway_listening", host=host, port=port, workers=len(listeners), management=management.address
-        )
-        self._workers = [Worker(number, listener) for number, listener in enumerate(listeners)]
-        self._keepers = [
-            asyncio.create_task(self._keep(worker), name="keep worker") for worker in self._workers
-        ]
+            "gateway_listening", host=host, port=port, workers=len(listeners), management=management.address,
+            tls=self._settings.tls is not None,
+        )  # fmt: skip
+        self._places = [Place(number, listener) for number, listener in enumerate(listeners)]
+        self._keepers = [asyncio.create_task(self._keep(place), name="keep worker") for place in self._places]
+        watcher = asyncio.create_task(self._watch(), name="watch files")
         await self._stopping.wait()
         log.info("gateway_stopping")
+        watcher.cancel()
         await self._stop_workers()
         await management.close()
         log.info("gateway_stopped")
@@ -83,18 +101,30 @@ class Supervisor:
     def is_stopping(self) -> bool:
         return self._stopping.is_set()
 
+    # -- what the workers count
+
     async def snapshot(self) -> Snapshot:
         """The sum over all workers: those that died, and what those that do not answer said last, included."""
-        answered = await asyncio.gather(*(self._ask(worker) for worker in self._workers))
-        self._fold_departed()
-        # What a worker said last is looked up only here: while the others were asked, it may have moved to the departed.
+        asked = self._workers()
+        answered = dict(
+            zip(
+                asked,
+                await asyncio.gather(*(worker.ask(_SNAPSHOT_TIMEOUT_S) for worker in asked)),
+                strict=True,
+            )
+        )
+        if len(self._departed) > 1:
+            self._departed = [add_snapshots(self._departed)]
+        # Only those that are still there: while the others were asked, one may have moved to the departed.
         current = [
-            worker.last if has_answered else without_gauges(worker.last)
-            for worker, has_answered in zip(self._workers, answered, strict=True)
+            worker.last if answered.get(worker) else without_gauges(worker.last)
+            for worker in self._workers()
             if worker.last is not None
         ]
         total = add_snapshots([*self._departed, *current])
         total["events"]["worker_restarted"] = self.restarts
+        for name, count in self.reloads.items():
+            total["events"][name] = total["events"].get(name, 0) + count
         total["gauges"].setdefault("workers", 0)
         return total
 
@@ -103,118 +133,166 @@ class Supervisor:
         if self.is_stopping:
             return False
         gauges = (await self.snapshot())["gauges"]
-        return bool(gauges["workers"] == gauges.get("ready") == self._settings.workers)
+        return bool(gauges["workers"] == gauges.get("ready") >= self._settings.workers)
 
-    def _fold_departed(self) -> None:
-        if len(self._departed) > 1:
-            self._departed = [add_snapshots(self._departed)]
+    def _workers(self) -> list[WorkerProcess]:
+        """All that run: in their places, on their way there, and on their way out."""
+        placed = [
+            worker
+            for place in self._places
+            for worker in (place.worker, place.successor)
+            if worker is not None
+        ]
+        return [*placed, *self._leaving]
 
-    async def _ask(self, worker: Worker) -> bool:
-        """Note in `worker.last` what the worker has counted; False if it does not say. The bound is on waiting for others who
-        ask, too: else everybody who asks a silent worker would wait behind all who asked before, and so would stopping.
-        """
-        try:
-            async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S), worker.asking:
-                return await self._ask_alone(worker)
-        except TimeoutError:
-            log.error("worker_silent", worker=worker.number)
-        except OSError:  # it died, which `_keep` says
-            pass
-        return False
+    # -- their lives
 
-    @staticmethod
-    async def _ask_alone(worker: Worker) -> bool:
-        reader, writer = worker.reader, worker.writer
-        if reader is None or writer is None:
-            return False
-        if not worker.is_asked:
-            writer.write(b"\n")
-            worker.is_asked = True
-        line = await reader.readline()
-        if worker.reader is not reader:  # it died, and its place is another's by now
-            return False
-        worker.is_asked = False
-        if not line.endswith(b"\n"):
-            return False
-        worker.last = orjson.loads(line)
-        return True
-
-    async def _keep(self, worker: Worker) -> None:
-        """Start a worker, and again whenever it ends before we stop."""
+    async def _keep(self, place: Place) -> None:
+        """Have a worker in a place, whatever becomes of one, until we stop."""
         delay_s = 0.0
-        while not self.is_stopping:
+        while not self._stopping.is_set():
             started = asyncio.get_running_loop().time()
             try:
-                status = await self._run_once(worker)
+                worker, place.successor = place.successor or await self._start(place), None
             except OSError as error:  # no memory or no processes left: there may be later
                 log.error(
-                    "worker_not_started", worker=worker.number, error=error.strerror or type(error).__name__
+                    "worker_not_started", worker=place.number, error=error.strerror or type(error).__name__
                 )
             else:
-                self.restarts += not self.is_stopping
-                if self._stopping.is_set():
-                    return
-                log.error("worker_died", worker=worker.number, status=status)
+                place.worker = worker
+                if (
+                    self.is_stopping
+                ):  # since it was being started: whoever stops the workers did not see this one
+                    worker.tell_to_stop()
+                await worker.leaving.wait()
+                self._leaving[worker] = asyncio.create_task(self._see_off(worker), name="see worker off")
+                place.worker = None
+                if worker.status is None or worker.is_told_to_stop:
+                    continue
             lived_s = asyncio.get_running_loop().time() - started
             delay_s = 0.0 if lived_s > _RESTART_DELAY_MAX_S else min(delay_s * 2 + 0.1, _RESTART_DELAY_MAX_S)
             await asyncio.sleep(delay_s)
 
-    async def _run_once(self, worker: Worker) -> int:
-        """Start a worker and wait for its end: its status. Raises OSError if it could not be started."""
-        worker.is_told_to_stop = False
-        process = await self._start(worker)
-        if self.is_stopping:  # since it was being started: whoever stops the workers did not see this one
-            _tell_to_stop(worker)
-        status = await process.wait()
+    async def _start(self, place: Place) -> WorkerProcess:
+        return await WorkerProcess.start(
+            place.number, place.listener, self._environment, self._settings.log_level
+        )
+
+    async def _see_off(self, worker: WorkerProcess) -> None:
+        """Wait for the end of a worker that left its place, and keep what it has counted."""
+        is_sudden = worker.status is not None and not worker.is_told_to_stop
+        status = await worker.ended()
+        if is_sudden and not self.is_stopping:
+            self.restarts += 1
+            log.error("worker_died", worker=worker.number, status=status)
+        elif status:
+            log.error("worker_died", worker=worker.number, status=status)
         if worker.last is not None:
             self._departed.append(without_gauges(worker.last))
-        if worker.writer is not None:
-            worker.writer.close()
-        worker.last = worker.reader = worker.writer = worker.process = None
-        return status
+        del self._leaving[worker]
 
-    async def _start(self, worker: Worker) -> asyncio.subprocess.Process:
-        ours, theirs = socket.socketpair()
-        listen_fd, channel_fd = worker.listener.fileno(), theirs.fileno()
-        try:
-            worker.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "gateway.server",
-                "--listen-fd", str(listen_fd), "--channel-fd", str(channel_fd), "--log-level", self._settings.log_level,
-                pass_fds=(listen_fd, channel_fd), env=self._environment, stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        worker.reader, worker.writer = await asyncio.open_connection(sock=ours, limit=16 * 1024 * 1024)
-        worker.is_asked = False
-        return worker.process
+    def roll(self) -> None:
+        """Replace the workers one after the other."""
+        if self._rolling is None or self._rolling.done():
+            self._rolling = asyncio.create_task(self._roll(), name="rolling restart")
+
+    async def _roll(self) -> None:
+        log.info("rolling_restart")
+        for place in self._places:
+            if self.is_stopping:
+                return
+            before = place.worker
+            try:
+                place.successor = worker = await self._start(place)
+            except OSError as error:
+                log.error(
+                    "rolling_restart_failed",
+                    worker=place.number,
+                    error=error.strerror or type(error).__name__,
+                )
+                return
+            has_come = await _first_of(worker.serving, worker.leaving, _SUCCESSOR_TIMEOUT_S)
+            if not has_come or worker.leaving.is_set():
+                log.error("rolling_restart_failed", worker=place.number, error="the successor does not serve")
+                if place.successor is worker:
+                    place.successor = None
+                    worker.kill()
+                return
+            if before is not None:
+                before.tell_to_stop()
+        log.info("rolling_restart_done")
 
     async def _stop_workers(self) -> None:
         """Ask once more what was counted, and stop. Who connects from here on is turned away, not left waiting for workers
         that accept no more."""
-        for worker in self._workers:
-            worker.listener.close()
-        await asyncio.gather(*(self._ask(worker) for worker in self._workers))
-        for worker in self._workers:
-            _tell_to_stop(worker)
-        _, late = await asyncio.wait(self._keepers, timeout=self._settings.drain_timeout_s + _STOP_MARGIN_S)
-        for worker in self._workers:
-            if worker.process is not None and worker.process.returncode is None:
-                log.error("worker_killed", worker=worker.number)
-                worker.process.kill()
-        for keeper in late:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for place in self._places:
+            place.listener.close()
+        if self._rolling is not None:
+            self._rolling.cancel()
+        await asyncio.gather(*(worker.ask(_SNAPSHOT_TIMEOUT_S) for worker in self._workers()))
+        for worker in self._workers():
+            worker.tell_to_stop()
+        deadline_s = self._settings.drain_timeout_s + _STOP_MARGIN_S
+        waited_for = [*self._keepers, *self._leaving.values()]
+        await asyncio.wait(waited_for, timeout=deadline_s)
+        still = [worker.ended() for worker in self._workers()]
+        if still:
+            await asyncio.wait([asyncio.ensure_future(end) for end in still], timeout=deadline_s)
+        for worker in self._workers():
+            worker.kill()
+        for task in (*self._keepers, *self._leaving.values()):
+            task.cancel()
+        await asyncio.gather(*self._keepers, *self._leaving.values(), return_exceptions=True)
+
+    # -- what they are told
+
+    async def _watch(self) -> None:
+        """Reload when it is asked for, and when a file has changed and stays as it is for a moment."""
+        changed: Stamps | None = None
+        while True:
+            try:
+                async with asyncio.timeout(_FILES_LOOKED_AT_EVERY_S):
+                    await self._reload_wanted.wait()
+            except TimeoutError:
+                now: Stamps = {path: stamp(path) for path in self._stamps}
+                if now == self._stamps:
+                    changed = None
+                elif now != changed:
+                    changed = now
+                else:
+                    self._reload_wanted.set()
+            if self._reload_wanted.is_set():
+                self._reload_wanted.clear()
+                changed = None
+                await self._reload()
+
+    async def _reload(self) -> None:
+        """Have every worker read its files again, if they are good."""
+        self._stamps = {path: stamp(path) for path in self._stamps}  # a bad file is complained of once
+        try:
+            loaded = await asyncio.to_thread(self._load)
+        except SettingsError as error:
+            self.reloads["reload_refused"] += 1
+            log.error("reload_refused", problems=error.problems)
+            return
+        self._stamps = _stamps(loaded)
+        for worker in self._workers():
+            worker.reload()
+        self.reloads["reloaded"] += 1
+        log.info("reloaded", routes=[route.name for route in loaded.routes.routes])
 
 
-def _tell_to_stop(worker: Worker) -> None:
-    """Once: a second signal would reap a process that has just ended, and whoever waits for it would not learn its status."""
-    process = worker.process
-    if process is not None and process.returncode is None and not worker.is_told_to_stop:
-        worker.is_told_to_stop = True
-        process.terminate()
+def _stamps(loaded: Loaded) -> Stamps:
+    return {path: stamp(path) for path in loaded.files()}
+
+
+async def _first_of(one: asyncio.Event, other: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until one of two things has happened; False if neither does in time."""
+    waits = [asyncio.create_task(event.wait()) for event in (one, other)]
+    done, pending = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in pending:
+        wait.cancel()
+    return bool(done)
 
 
 def open_listeners(address: str, count: int) -> list[socket.socket]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.http1.chunked import ChunkedReader
 from gateway.http1.head import CHUNKED
 
@@ -10,6 +12,8 @@ class LengthReader:
     """A body of `length` bytes (more than 0), with the interface of ChunkedReader."""
 
     __slots__ = ("_remaining", "done", "rest")
+
+    trailers: Final = b""
 
     def __init__(self, length: int) -> None:
         self._remaining = length
@@ -29,7 +33,20 @@ class LengthReader:
         return [data]
 
 
-BodyReader = LengthReader | ChunkedReader
+class TunnelReader:
+    """What comes behind an upgrade: no body, and no end but the connection's."""
+
+    __slots__ = ()
+
+    trailers: Final = b""
+    done: Final = False
+    rest: Final = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        return [data]
+
+
+BodyReader = LengthReader | ChunkedReader | TunnelReader
 
 
 def body_reader(length: int) -> BodyReader:

@@ -1,7 +1,7 @@
 """The chunked transfer coding (RFC 9112 §7.1), read strictly and written plainly. Pure.
 
 Reading stops exactly at the end of the message, so that what follows on the connection is never mistaken for body, nor
-body for a next request. Chunk extensions are bounded and dropped; trailers are bounded, checked and dropped.
+body for a next request. Chunk extensions are bounded and dropped; trailers are bounded, checked and kept for the reader.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ _MAY_BECOME_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[ \t]*(?:;[\t\x20-\x
 
 LINE_LENGTH_MAX: Final = 1024
 TRAILERS_LENGTH_MAX: Final = 8192
+OVERHEAD_MAX: Final = 16_384
+"""How many bytes of size lines may come above what the data they announce is worth: a flood of tiny chunks with long
+extensions costs more to read than it carries."""
+
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
@@ -25,15 +29,18 @@ class ChunkError(Exception):
 class ChunkedReader:
     """Takes bytes in any split, gives the body's bytes, and knows where the message ended."""
 
-    __slots__ = ("_kept", "_remaining", "_state", "done", "rest")
+    __slots__ = ("_kept", "_overhead", "_remaining", "_state", "done", "rest", "trailers")
 
     _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
 
     def __init__(self) -> None:
         self._kept = b""
         self._remaining = 0
+        self._overhead = 0
         self._state = self._SIZE
         self.done = False
+        self.trailers = b""
+        """Once `done`: the trailer lines, each with its CRLF, as they came."""
         self.rest = b""
         """Once `done`: the bytes after the message's end."""
 
@@ -58,10 +65,12 @@ class ChunkedReader:
                 if match is None:
                     self._keep_unfinished_line(data, position)
                     break
-                if match.end() - position > LINE_LENGTH_MAX:
-                    raise ChunkError("a chunk's size line is too long")
+                length = match.end() - position
                 position = match.end()
                 self._remaining = int(match[1], 16)
+                self._overhead = max(self._overhead + length - 16 - 2 * self._remaining, 0)
+                if length > LINE_LENGTH_MAX or self._overhead > OVERHEAD_MAX:
+                    raise ChunkError("a chunk's size line is too long, or too many are")
                 self._state = self._DATA if self._remaining else self._TRAILER
             elif self._state == self._DATA_END:
                 if data[position : position + 2] == b"\r\n":
@@ -87,6 +96,7 @@ class ChunkedReader:
         match = _TRAILERS.match(data, position)
         if match is not None and match.end() - position <= TRAILERS_LENGTH_MAX:
             self.done = True
+            self.trailers = data[position : match.end() - 2]
             self.rest = data[match.end() :]
             return match.end()
         trailers = data[position:]
@@ -101,3 +111,8 @@ class ChunkedReader:
 def encode_chunk(data: bytes) -> bytes:
     """One chunk. `data` must not be empty: an empty chunk ends the message."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def last_chunk(trailers: bytes) -> bytes:
+    """The end of a message, with its trailer lines (each with its CRLF; b"": none)."""
+    return b"0\r\n%b\r\n" % trailers if trailers else LAST_CHUNK

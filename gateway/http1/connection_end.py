@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, cast
 
-WRITE_BUFFER_HIGH: Final = 262_144
+WRITE_BUFFER_HIGH: Final = 131_072
 """Bytes that may wait for the other end before whoever writes is told to stop."""
 
 
@@ -31,6 +31,22 @@ class ConnectionEnd(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+    @property
+    def can_half_close(self) -> bool:
+        """False over TLS, where saying that nothing more comes closes the connection."""
+        return self._transport is not None and self._transport.can_write_eof()
+
+    def write_eof(self) -> bool:
+        """Say that nothing more comes, behind what is unsent; False if that can only be said by closing."""
+        if self._transport is None or not self._transport.can_write_eof():
+            return False
+        self._transport.write_eof()
+        return True
+
     def pause_reading(self) -> None:
         if not self.is_read_paused and self._transport is not None:
             self.is_read_paused = True
@@ -40,6 +56,11 @@ class ConnectionEnd(asyncio.Protocol):
         if self.is_read_paused and self._transport is not None:
             self.is_read_paused = False
             self._transport.resume_reading()
+
+    def close(self) -> None:
+        """End the connection once everything is sent."""
+        if self._transport is not None:
+            self._transport.close()
 
     def abort(self) -> None:
         """End the connection now."""

@@ -8,14 +8,18 @@ when it is full, and holds no line that carries a credential by its name, or a t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import IntEnum
+from ipaddress import IPv6Address
 from typing import Final
 
 from gateway.contract.token import holds_token
 
 TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _FIELD_LINE: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
-_HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._~!$&'()*+,;=%-]{1,255})(?::[0-9]{0,5})?")
+_HOST: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
+"""Names as they are resolved, not all that RFC 3986 lets a name be: a comma or a percent sign in Host is somebody's trick."""
+
 _CONTENT_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
 REMEMBERED_LINES_MAX: Final = 4096
@@ -29,6 +33,7 @@ class Kind(IntEnum):
     SESSION = 1
     COMPUTER = 2
     TRACE = 3
+    VIA = 4
     HOST = -1  # below zero: not passed on as it came
     AUTHORIZATION = -2
     API_KEY = -3
@@ -37,6 +42,10 @@ class Kind(IntEnum):
     CONNECTION = -6
     EXPECT = -7
     DROP = -8
+    FORWARDED = -9
+    REQUEST_ID = -10
+    TE = -11
+    UPGRADE = -12
 
 
 _REQUEST_KINDS: Final[dict[bytes, Kind]] = {
@@ -50,29 +59,33 @@ _REQUEST_KINDS: Final[dict[bytes, Kind]] = {
     b"x-session-id": Kind.SESSION,
     b"x-computer-id": Kind.COMPUTER,
     b"traceparent": Kind.TRACE,
+    # written anew at each hop: which way the request has come
+    b"via": Kind.VIA,
+    b"forwarded": Kind.FORWARDED,
+    b"x-forwarded-for": Kind.FORWARDED,
+    b"x-forwarded-proto": Kind.FORWARDED,
+    b"x-forwarded-host": Kind.FORWARDED,
+    b"x-request-id": Kind.REQUEST_ID,
     # hop-by-hop, RFC 9110 §7.6.1
+    b"te": Kind.TE,
+    b"upgrade": Kind.UPGRADE,
     b"keep-alive": Kind.DROP,
     b"proxy-connection": Kind.DROP,
     b"proxy-authorization": Kind.DROP,
-    b"te": Kind.DROP,
-    b"trailer": Kind.DROP,
-    b"upgrade": Kind.DROP,
     b"http2-settings": Kind.DROP,
     # who is calling: said by the gateway alone
     b"x-principal": Kind.DROP,
     b"x-principal-id": Kind.DROP,
     b"x-principal-organization": Kind.DROP,
     b"x-principal-key-id": Kind.DROP,
-    b"x-request-id": Kind.DROP,
 }
 _RESPONSE_KINDS: Final[dict[bytes, Kind]] = {
     b"content-length": Kind.CONTENT_LENGTH,
     b"transfer-encoding": Kind.TRANSFER_ENCODING,
     b"connection": Kind.CONNECTION,
+    b"upgrade": Kind.UPGRADE,
     b"keep-alive": Kind.DROP,
     b"proxy-connection": Kind.DROP,
-    b"trailer": Kind.DROP,
-    b"upgrade": Kind.DROP,
     b"x-request-id": Kind.DROP,
 }
 
@@ -80,12 +93,29 @@ Field = tuple[Kind, bytes, bytes]
 """What a line says: kind, name in lower case, value without the white space around it."""
 
 _SECRET_NAMES: Final = frozenset((b"cookie", b"set-cookie", b"api-key", b"x-auth-token"))
-_NEVER_REMEMBERED: Final = frozenset((Kind.AUTHORIZATION, Kind.API_KEY, Kind.TRACE, Kind.DROP))
+_NEVER_REMEMBERED: Final = frozenset(
+    (Kind.AUTHORIZATION, Kind.API_KEY, Kind.TRACE, Kind.DROP, Kind.FORWARDED, Kind.REQUEST_ID)
+)
+TRAILER_COUNT_MAX: Final = 64
 
 
-_VALUES: Final = {
-    Kind.HOST: (_HOST, "Host is malformed."),
-    Kind.CONTENT_LENGTH: (_CONTENT_LENGTH, "Content-Length is malformed."),
+def _is_host(value: bytes) -> bool:
+    match = _HOST.fullmatch(value)
+    if match is None or int(match[2] or 0) > 65_535:
+        return False
+    try:
+        return match[1] is None or bool(IPv6Address(match[1].decode()))
+    except ValueError:
+        return False
+
+
+def _is_length(value: bytes) -> bool:
+    return _CONTENT_LENGTH.fullmatch(value) is not None
+
+
+_VALUES: Final[dict[Kind, tuple[Callable[[bytes], bool], str]]] = {
+    Kind.HOST: (_is_host, "Host is malformed."),
+    Kind.CONTENT_LENGTH: (_is_length, "Content-Length is malformed."),
 }
 
 
@@ -125,8 +155,8 @@ class FieldLines(dict[bytes, Field]):
             kind = Kind.DROP if folded != name and folded in self._kinds else Kind.PASS
         value = match[2].rstrip(b" \t")
         if kind in _VALUES:
-            grammar, reason = _VALUES[kind]
-            if grammar.fullmatch(value) is None:
+            is_good, reason = _VALUES[kind]
+            if not is_good(value):
                 raise FieldError(reason)
         field = (kind, name, value)
         if kind not in _NEVER_REMEMBERED and name not in _SECRET_NAMES and len(line) <= REMEMBERED_LENGTH_MAX:
@@ -136,6 +166,15 @@ class FieldLines(dict[bytes, Field]):
                 self.clear()
             self[line] = field
         return field
+
+    def trailers(self, block: bytes) -> bytes:
+        """The lines of a trailer section that may be passed on: none that frames, routes, authenticates or says who is
+        calling (RFC 9110 §6.5.1), and none with a token of ours. Raises FieldError.
+        """
+        lines = block.splitlines(keepends=True)
+        if len(lines) > TRAILER_COUNT_MAX:
+            raise FieldError("There are too many trailers.")
+        return b"".join(line for line in lines if self[line][0] is Kind.PASS and not holds_token(line))
 
 
 request_lines: Final = FieldLines(_REQUEST_KINDS)

@@ -13,9 +13,10 @@ than one of either, any transfer coding but exactly `chunked`, a transfer coding
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from gateway.contract.token import holds_token
 from gateway.http1.fields import TOKEN, Field, FieldError, Kind, answer_lines, request_lines
 
 _REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
@@ -48,6 +49,20 @@ _IS_CONTENT_LENGTH: Final = Kind.CONTENT_LENGTH
 _IS_CONNECTION: Final = Kind.CONNECTION
 _KEEP_ALIVE: Final = [b"keep-alive"]
 _NEVER_NOMINATED: Final = frozenset((b"close", b"keep-alive", b"content-length"))
+_REQUEST_ID: Final = re.compile(rb"[0-9A-Za-z][0-9A-Za-z._~:+/=@-]{0,127}")
+
+
+@dataclass(slots=True)
+class HopFields:
+    """Of a request's head: what is meant for this hop, or was written by the ones before. Most requests have none of it."""
+
+    upgrade: bytes = b""
+    """The value of Upgrade, if Connection says that it is meant."""
+    wants_trailers: bool = False
+    """True if TE says that trailers are understood."""
+    via: list[bytes] = field(default_factory=list)
+    forwarded: list[Field] = field(default_factory=list)
+    """X-Forwarded-For, -Proto, -Host and Forwarded, in the order in which they came."""
 
 
 @dataclass(slots=True)
@@ -74,6 +89,9 @@ class RequestHead:
     trace: bytes | None = None
     is_attributed: bool = False
     """True if any of session, computer and trace is there."""
+    request_id: bytes | None = None
+    """X-Request-Id as the client gave it, if it is a sane one."""
+    hop: HopFields | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +105,10 @@ class ResponseHead:
     length: int
     """Body as framed: a Content-Length, CHUNKED, or CLOSE_DELIMITED (which statuses without a body also have)."""
     keep_alive: bool
+    upgrade: bytes = b""
+    """The value of Upgrade."""
+    switches: bool = False
+    """True if Connection nominates Upgrade."""
 
     def drop_length(self) -> None:
         """Remove Content-Length from what is passed on: a 1xx or 204 may not have one (RFC 9110 §8.6)."""
@@ -131,12 +153,12 @@ def parse_request(head: bytes, *, field_count_max: int, target_length_max: int) 
     special: list[Field] = []
     try:
         for line in lines[1:-1]:
-            field = known[line]
-            kind = field[0]
+            said = known[line]
+            kind = said[0]
             if kind >= _PASS:
                 passed.append(line)
             if kind:
-                special.append(field)
+                special.append(said)
     except FieldError as error:
         raise (HeadError(400, error.reason) if error.reason else _why_refused(head)) from None
     parsed = RequestHead(method, target, 1 if minor_text == b"1" else 0, passed)
@@ -149,7 +171,7 @@ def _read_special(head: RequestHead, special: list[Field]) -> None:
     has_length = has_coding = has_api_key = False
     head.keep_alive = head.minor == 1
     nominated: list[bytes] = []
-    for kind, _, value in special:
+    for kind, name, value in special:
         if kind is _IS_HOST:
             if head.host:
                 raise HeadError(400, "Host is repeated.")
@@ -177,6 +199,10 @@ def _read_special(head: RequestHead, special: list[Field]) -> None:
             if value.lower() != b"100-continue":
                 raise HeadError(417, "The only expectation that can be met is 100-continue.")
             head.expects_continue = head.minor == 1
+        elif kind is Kind.REQUEST_ID:
+            _read_request_id(head, value)
+        elif kind in _HOP_KINDS:
+            _read_hop(head, (kind, name, value))
         elif kind is not Kind.DROP:
             _read_attribution(head, kind, value)
     if has_coding:
@@ -188,6 +214,33 @@ def _read_special(head: RequestHead, special: list[Field]) -> None:
         raise HeadError(400, "Host is missing.")
     if nominated:
         _obey_connection(head, nominated)
+    if head.hop is not None and head.hop.upgrade and b"upgrade" not in nominated:
+        head.hop.upgrade = b""
+
+
+_HOP_KINDS: Final = frozenset((Kind.UPGRADE, Kind.TE, Kind.VIA, Kind.FORWARDED))
+
+
+def _read_hop(head: RequestHead, given: Field) -> None:
+    kind, _, value = given
+    if head.hop is None:
+        head.hop = HopFields()
+    hop = head.hop
+    if kind is Kind.UPGRADE:
+        hop.upgrade = hop.upgrade + b", " + value if hop.upgrade else value
+    elif kind is Kind.TE:
+        codings = [coding.partition(b";")[0].strip(b" \t").lower() for coding in value.split(b",")]
+        hop.wants_trailers |= b"trailers" in codings
+    elif kind is Kind.VIA:
+        hop.via.append(value)
+    else:
+        hop.forwarded.append(given)
+
+
+def _read_request_id(head: RequestHead, value: bytes) -> None:
+    """Keep the client's id, if it may be written down and is the only one; else the gateway makes one."""
+    is_sane = _REQUEST_ID.fullmatch(value) is not None and not holds_token(value)
+    head.request_id = value if is_sane and head.request_id is None else b""
 
 
 def _read_attribution(head: RequestHead, kind: Kind, value: bytes) -> None:
@@ -247,6 +300,7 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
     length = CLOSE_DELIMITED
     keep_alive = match[1] == b"1"
     nominated: list[bytes] = []
+    upgrade = b""
     try:
         for line in lines[1:-1]:
             kind, _, value = known[line]
@@ -263,6 +317,8 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
                 if length != CLOSE_DELIMITED or match[1] == b"0" or value.lower() != b"chunked":
                     raise HeadError(502, _BAD_FRAMING)
                 length = CHUNKED
+            elif kind is Kind.UPGRADE:
+                upgrade = upgrade + b", " + value if upgrade else value
     except FieldError:
         raise HeadError(502, "The upstream's answer is not well-formed HTTP/1.1.") from None
     if nominated == _KEEP_ALIVE:
@@ -273,7 +329,10 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
         elif b"keep-alive" in nominated:
             keep_alive = True
         passed = _without(passed, nominated)
-    return ResponseHead(int(match[3]), match[2], b"".join(passed), length, keep_alive)
+    answer = ResponseHead(int(match[3]), match[2], b"".join(passed), length, keep_alive)
+    if upgrade:
+        answer.upgrade, answer.switches = upgrade, b"upgrade" in nominated
+    return answer
 
 
 def _why_refused(head: bytes) -> HeadError:

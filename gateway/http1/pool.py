@@ -1,7 +1,7 @@
-"""The pool of connections to one upstream. Acts.
+"""The pool of connections to one target of a route. Acts.
 
 It lends a connection to one borrower at a time, opens new ones up to a bound, lets borrowers wait up to another, and never
-lends a connection that has bytes nobody asked for.
+lends a connection that has bytes nobody asked for. It tells its target's standing what went well and what did not.
 """
 
 from __future__ import annotations
@@ -9,33 +9,61 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
 
+from gateway.balancing import Standing
+from gateway.http1.resolver import Resolver
 from gateway.http1.upstream import Answering, ConnectionFailed, UpstreamConnection
-from gateway.routing import Timeouts, Upstream
+from gateway.routing import Ejection, Upstream
+
+_NAME_CHECKED_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """At most `connections_max` connections are open; up to `waiting_max` borrowers wait for one; one that is unused for
+    `idle_s` is closed; opening one takes at most `connect_s`."""
+
+    connections_max: int
+    waiting_max: int
+    idle_s: float
+    connect_s: float
 
 
 class UpstreamPool:
-    """Connections to one upstream.
-
-    At most `connections_max` are open; up to `waiting_max` borrowers wait for one; one that is unused for `idle_s` is closed.
-    """
+    """Connections to one target."""
 
     def __init__(
-        self, upstream: Upstream, timeouts: Timeouts, *, connections_max: int, waiting_max: int, idle_s: float
+        self,
+        upstream: Upstream,
+        position: int,
+        limits: PoolLimits,
+        resolver: Resolver,
+        tls: ssl.SSLContext | None,
+        server_name: str | None,
     ) -> None:
-        self._upstream = upstream
-        self._timeouts = timeouts
-        self._connections_max = connections_max
-        self._waiting_max = waiting_max
-        self._idle_s = idle_s
+        self.upstream = upstream
+        self.position = position
+        """Of the target in its route."""
+        self.authority = upstream.authority
+        self.standing = Standing()
+        self.ejection = Ejection()
+        self.on_ejected: Callable[[str, float], None] | None = None
+        """Called with the reason and the seconds when the target is left out; None where it is the only one."""
+        self._limits = limits
+        self._resolver = resolver
         self._loop = asyncio.get_running_loop()
-        self._tls = ssl.create_default_context() if upstream.scheme == "https" else None
+        self._tls = tls
+        self._server_name = (server_name or upstream.host) if tls is not None else None
         self._idle: list[UpstreamConnection] = []
         self._open: set[UpstreamConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._waiting: deque[Answering] = deque()
-        self._is_closed = False
+        self._opened_count = 0
+        self._name_check_due = 0.0
+        self._is_retired = False
 
     @property
     def connections(self) -> int:
@@ -44,6 +72,11 @@ class UpstreamPool:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def pending(self) -> int:
+        """Connections lent, being opened, and waited for."""
+        return len(self._open) - len(self._idle) + len(self._opening) + len(self._waiting)
 
     def borrow(self, borrower: Answering, *, fresh: bool = False) -> UpstreamConnection | None:
         """An unused connection, the last one used first; or None, and the borrower is called when there is one.
@@ -55,22 +88,22 @@ class UpstreamPool:
             if connection.is_usable:
                 return connection
         if self._has_room:
-            task = self._loop.create_task(self._connect(borrower), name=f"connect {self._upstream.host}")
+            task = self._loop.create_task(self._connect(borrower), name=f"connect {self.upstream.host}")
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        elif len(self._waiting) < self._waiting_max:
+        elif len(self._waiting) < self._limits.waiting_max:
             self._waiting.append(borrower)
         else:
             borrower.on_no_connection(ConnectionFailed("full", "too many requests wait for this upstream"))
         return None
 
-    def stop_waiting(self, borrower: Answering) -> None:
+    def stop_waiting(self, borrower: object) -> None:
         """The borrower no longer needs a connection. (One that is being opened for it is kept for others.)"""
         if borrower in self._waiting:
-            self._waiting.remove(borrower)
+            self._waiting.remove(cast("Answering", borrower))
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        if self._is_closed:
+        if self._is_retired or not self._resolver.is_current(self.upstream.host, connection.address):
             connection.abort()
         elif self._waiting:
             self._waiting.popleft().on_connection(connection)
@@ -85,20 +118,47 @@ class UpstreamPool:
             self._idle.remove(connection)
         self._serve_waiting()
 
+    def note_answer(self) -> None:
+        """The target has answered."""
+        standing = self.standing
+        if standing.failures or standing.ejections:
+            standing.note_answer(self._loop.time(), self.ejection)
+
+    def note_failure(self, why: str) -> None:
+        """The target could not be connected to, ended a connection, or did not answer in time."""
+        if self.on_ejected is None:
+            return
+        seconds = self.standing.note_failure(self._loop.time(), self.ejection)
+        if seconds:
+            self.on_ejected(why, seconds)
+
     def close_idle(self, now: float) -> None:
-        """Close what has been unused for too long. The oldest are at the front, because the last used is lent first."""
+        """Close what has been unused for too long, or leads to an address that the name has no more. The oldest are at the
+        front, because the last used is lent first."""
         stale = 0
         for connection in self._idle:
-            if now - connection.idle_since < self._idle_s:
+            if now - connection.idle_since < self._limits.idle_s:
                 break
             stale += 1
         expired, self._idle = self._idle[:stale], self._idle[stale:]
+        if now >= self._name_check_due and self._open:
+            self._name_check_due = now + _NAME_CHECKED_EVERY_S
+            host = self.upstream.host
+            self._resolver.refresh(host)
+            expired += [idle for idle in self._idle if not self._resolver.is_current(host, idle.address)]
         for connection in expired:
             connection.abort()
 
-    async def close(self) -> None:
+    def retire(self) -> None:
+        """The target is no longer in the route table: lend nothing twice. Requests under way finish."""
+        self._is_retired = True
+        for connection in list(self._idle):
+            connection.abort()
+
+    def close(self) -> None:
         """Close everything; for the end of the process."""
-        self._is_closed = True
+        self._is_retired = True
+        self._waiting.clear()
         for task in self._opening:
             task.cancel()
         for connection in list(self._open):
@@ -106,7 +166,7 @@ class UpstreamPool:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._open) + len(self._opening) < self._connections_max
+        return len(self._open) + len(self._opening) < self._limits.connections_max
 
     async def _connect(self, borrower: Answering) -> None:
         """Open a connection for a borrower. What it counted for while it was opening is free again before anybody hears how
@@ -115,6 +175,7 @@ class UpstreamPool:
             connection = await self._opened()
         except ConnectionFailed as error:
             self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self.note_failure(error.kind)
             borrower.on_no_connection(error)
             self._serve_waiting()
         else:
@@ -124,28 +185,50 @@ class UpstreamPool:
 
     async def _opened(self) -> UpstreamConnection:
         """A new connection. Raises ConnectionFailed."""
-        upstream, connect_s = self._upstream, self._timeouts.connect_s
+        connect_s = self._limits.connect_s
         try:
             async with asyncio.timeout(connect_s):
-                _, connection = await self._loop.create_connection(
-                    lambda: UpstreamConnection(self),
-                    upstream.host,
-                    upstream.port,
-                    ssl=self._tls,
-                    server_hostname=upstream.host if self._tls else None,
-                )
+                connection = await self._opened_to_any(await self._resolver.addresses(self.upstream.host))
         except TimeoutError:
-            raise ConnectionFailed("timeout", f"no connection within {connect_s:g} s") from None
+            raise ConnectionFailed(
+                "timeout", f"no connection within {connect_s:g} s", self.position
+            ) from None
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be nobody's
             words = getattr(error, "strerror", None) or type(error).__name__
-            raise ConnectionFailed("unreachable", words) from error
+            raise ConnectionFailed("unreachable", words, self.position) from error
         if not connection.is_usable:  # lost again before we were told of it
-            raise ConnectionFailed("unreachable", "the connection was closed at once")
+            raise ConnectionFailed("unreachable", "the connection was closed at once", self.position)
+        return connection
+
+    async def _opened_to_any(self, addresses: tuple[str, ...]) -> UpstreamConnection:
+        """Try the addresses of the name in turn, beginning with another one each time; each but the last has its part of the
+        time only. Raises what the last one raised."""
+        self._opened_count += 1
+        start = self._opened_count % len(addresses)
+        for left, address in zip(range(len(addresses), 0, -1), (addresses * 2)[start:], strict=False):
+            part_s = self._limits.connect_s / len(addresses) if left > 1 else None
+            try:
+                async with asyncio.timeout(part_s):
+                    return await self._opened_to(address)
+            except OSError:  # TimeoutError is one
+                if left == 1:
+                    raise
+        raise OSError("the name has no address")
+
+    async def _opened_to(self, address: str) -> UpstreamConnection:
+        _, connection = await self._loop.create_connection(
+            lambda: UpstreamConnection(self),
+            address,
+            self.upstream.port,
+            ssl=self._tls,
+            server_hostname=self._server_name,
+        )
+        connection.address = address
         return connection
 
     def _serve_waiting(self) -> None:
         """Something has become free: for whoever has waited longest."""
-        if self._waiting and not self._is_closed and (self._idle or self._has_room):
+        if self._waiting and (self._idle or self._has_room):
             borrower = self._waiting.popleft()
             connection = self.borrow(borrower)
             if connection is not None:

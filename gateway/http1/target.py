@@ -2,7 +2,9 @@
 
 The scheme (RFC 3986 §6.2.2): percent-encodings of unreserved characters are decoded and the others upper-cased, dot
 segments are removed, runs of slashes become one. Encodings that change how a path is split or read (`%2F`, `%5C`, `%00`)
-and over-long or broken UTF-8 are refused, as are backslashes and fragments. The query is carried as it came.
+and over-long or broken UTF-8 are an objection, which only a route with `raw_path` overrules: it is sent the path as it came,
+once that is found to be read as that route's in every way. Backslashes, fragments and dot segments with parameters (`..;x`)
+are always refused. The query is carried as it came.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _UNSUPPORTED: Final = frozenset((b"CONNECT", b"TRACE"))
 _PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _FORBIDDEN: Final = frozenset(b"/\\\x00")
+_SEPARATORS: Final = re.compile(rb"[/\\]")
+_DOTS: Final = (b".", b"..")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
 
 
@@ -33,6 +37,24 @@ class Target:
 
     path: bytes
     query: bytes
+    raw: bytes = b""
+    """The path as it came, where that is another form."""
+    objection: str | None = None
+    """Why only a route with `raw_path` may be asked for it."""
+
+    def take_raw(self, base: bytes) -> None:
+        """Make the path as it came the path that is routed and sent, for the route whose prefix is `base` (without a slash at
+        its end). Raises HeadError where it could be read as lying elsewhere.
+        """
+        raw = self.raw
+        if not raw:
+            return
+        segments = _SEPARATORS.split(_decoded(raw))
+        if any(segment.partition(b";")[0] in _DOTS for segment in segments):
+            raise HeadError(400, "The path holds dot segments, which this route would pass on as they are.")
+        if not raw.startswith(base + b"/") and raw != base:
+            raise HeadError(400, "The path is encoded where the route is chosen by it.")
+        self.path = raw
 
 
 def normalise(method: bytes, target: bytes, host: bytes) -> Target:
@@ -48,11 +70,11 @@ def normalise(method: bytes, target: bytes, host: bytes) -> Target:
         return Target(b"*", b"")
     if not target.startswith(b"/"):
         target = _origin_form(target, host)
-    path, mark, query = target.partition(b"?")
-    path = _normalise_path(path)
+    raw, mark, query = target.partition(b"?")
+    path, objection = _normalise_path(raw)
     if mark and _QUERY_BYTES.fullmatch(query) is None:
         raise HeadError(400, "The query holds a character that a target may not hold.")
-    return Target(path, mark + query)
+    return Target(path, mark + query, raw if raw != path else b"", objection)
 
 
 def _origin_form(target: bytes, host: bytes) -> bytes:
@@ -65,42 +87,48 @@ def _origin_form(target: bytes, host: bytes) -> bytes:
     return (path or b"/") + (query or b"")
 
 
-def _normalise_path(path: bytes) -> bytes:
+def _normalise_path(path: bytes) -> tuple[bytes, str | None]:
     if _PATH_BYTES.fullmatch(path) is None:
         raise HeadError(400, "The path holds a character that a target may not hold.")
-    path = _PERCENT.sub(_normalise_percent, path)
-    _check_utf8(path)
+    objection = None
+    if b"%" in path:
+        objection = _objection(path)
+        path = _PERCENT.sub(_normalise_percent, path)
     kept: list[bytes] = []
     segments = path.split(b"/")[1:]
     for segment in segments:
         if segment == b"..":
             if kept:
                 kept.pop()
+        elif segment.startswith((b".;", b"..;")):
+            raise HeadError(
+                400, "The path holds a dot segment with parameters, which can be read in more than one way."
+            )
         elif segment not in (b"", b"."):
             kept.append(segment)
     ends_open = segments[-1] in (b"", b".", b"..")
-    return b"/" + b"/".join(kept) + (b"/" if ends_open and kept else b"")
+    return b"/" + b"/".join(kept) + (b"/" if ends_open and kept else b""), objection
 
 
 def _normalise_percent(match: re.Match[bytes]) -> bytes:
-    digits = match[1]
-    if digits is None:
-        raise HeadError(400, "A percent sign in the path is not followed by two hex digits.")
-    byte = int(digits, 16)
-    if byte in _FORBIDDEN or byte < 0x20 or byte == 0x7F:
-        raise HeadError(
-            400, f"The path holds %{digits.decode().upper()}, which can be read in more than one way."
-        )
-    if byte in _UNRESERVED:
-        return bytes((byte,))
-    return b"%" + digits.upper()
+    byte = int(match[1], 16)
+    return bytes((byte,)) if byte in _UNRESERVED else b"%" + match[1].upper()
 
 
-def _check_utf8(path: bytes) -> None:
-    if b"%" not in path:
-        return
-    decoded = re.sub(rb"%([0-9A-F]{2})", lambda match: bytes((int(match[1], 16),)), path)
+def _decoded(path: bytes) -> bytes:
+    return _PERCENT.sub(lambda match: bytes((int(match[1], 16),)), path)
+
+
+def _objection(path: bytes) -> str | None:
+    """What is ambiguous about a path with percent-encodings, if anything. Raises HeadError for what is none."""
+    for match in _PERCENT.finditer(path):
+        if match[1] is None:
+            raise HeadError(400, "A percent sign in the path is not followed by two hex digits.")
+        byte = int(match[1], 16)
+        if byte in _FORBIDDEN or byte < 0x20 or byte == 0x7F:
+            return f"The path holds %{match[1].decode().upper()}, which can be read in more than one way."
     try:
-        decoded.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise HeadError(400, "The path's percent-encodings are not UTF-8.") from error
+        _decoded(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return "The path's percent-encodings are not UTF-8."
+    return None

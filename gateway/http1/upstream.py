@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.http1.chunked import ChunkedReader, ChunkError
 from gateway.http1.connection_end import ConnectionEnd
+from gateway.http1.fields import FieldError, answer_lines
 from gateway.http1.head import (
     CHUNKED,
     CLOSE_DELIMITED,
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 HEAD_BYTES_MAX: Final = 65_536
 FIELD_COUNT_MAX: Final = 200
 
-_AWAIT_HEAD, _BY_LENGTH, _BY_CHUNKS, _UNTIL_CLOSE, _IDLE = range(5)
+INTERIM_ANSWERS_MAX: Final = 10_000
+"""Interim answers to one request. Each is a sign of life, so an endless stream of them would keep a request for ever."""
+
+_AWAIT_HEAD, _BY_LENGTH, _BY_CHUNKS, _UNTIL_CLOSE, _TUNNEL, _IDLE = range(6)
 _NO_BODY: Final = frozenset((204, 304))
 
 
@@ -47,8 +51,12 @@ class Answering(Protocol):
     def on_answer_body(self, data: bytes) -> None:
         """Bytes of the body, without framing."""
 
-    def on_answer_end(self) -> None:
-        """The answer is whole. The borrower now releases or closes the connection."""
+    def on_switched(self, head: ResponseHead, first: bytes) -> bool:
+        """A 101: whether it is one that was asked for. If so, all that follows is the tunnel's, `first` included."""
+
+    def on_answer_end(self, trailers: bytes) -> None:
+        """The answer is whole, or the tunnel's upstream sends no more. The borrower now releases or closes the connection.
+        `trailers` are the lines to pass on, each with its CRLF."""
 
     def on_upstream_lost(self) -> None:
         """The connection ended, or said something that is not HTTP, before the answer was whole."""
@@ -61,30 +69,36 @@ class Answering(Protocol):
 
 
 class ConnectionFailed(Exception):
-    """No connection to the upstream. `kind`: "unreachable", "timeout" or "full"."""
+    """No connection to the upstream. `kind`: "unreachable", "timeout", "full" or "unhealthy"; `position` of the target in its
+    route, if it is one target's fault."""
 
-    def __init__(self, kind: str, detail: str) -> None:
+    def __init__(self, kind: str, detail: str, position: int | None = None) -> None:
         super().__init__(detail)
         self.kind = kind
+        self.position = position
 
 
 class UpstreamConnection(ConnectionEnd):
     """One connection: writes requests, reads answers strictly."""
 
     __slots__ = (
-        "_answering", "_chunks", "_is_head_request", "_keep_alive", "_kept", "_left", "_pool", "_state",
-        "idle_since", "requests",
+        "_answering", "_chunks", "_interim", "_is_head_request", "_kept", "_left", "_state", "address", "idle_since",
+        "keep_alive", "pool", "requests",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool) -> None:
         super().__init__()
-        self._pool = pool
+        self.pool = pool
+        self.address = ""
+        """What it was connected to: one of the addresses that the upstream's name had then."""
         self._answering: Answering | None = None
         self._state = _IDLE
         self._kept = b""
         self._left = 0
         self._chunks: ChunkedReader | None = None
-        self._keep_alive = True
+        self._interim = 0
+        self.keep_alive = True
+        """Whether the upstream lets it be used again after this answer."""
         self._is_head_request = False
         self.idle_since = 0.0
         self.requests = 0
@@ -98,6 +112,7 @@ class UpstreamConnection(ConnectionEnd):
         """Send a request's head (and what there is of its body); its answer goes to `answering`."""
         self._answering = answering
         self._state = _AWAIT_HEAD
+        self._interim = 0
         self._is_head_request = is_head_request
         self.requests += 1
         assert self._transport is not None
@@ -111,12 +126,12 @@ class UpstreamConnection(ConnectionEnd):
         self._answering = None
         transport = self._transport
         if (
-            self._keep_alive
+            self.keep_alive
             and transport is not None
             and not (transport.is_closing() or transport.get_write_buffer_size())
         ):
             self.resume_reading()
-            self._pool.give_back(self)
+            self.pool.give_back(self)
         else:
             self.abort()
 
@@ -125,19 +140,38 @@ class UpstreamConnection(ConnectionEnd):
         self._answering = None
         super().abort()
 
+    def close(self) -> None:
+        """End the connection once everything is sent; the borrower is not told."""
+        self._answering = None
+        super().close()
+
     # -- asyncio.Protocol
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._pool.forget(self)
+        self.pool.forget(self)
         answering, self._answering = self._answering, None
         if answering is None:
             return
-        if self._state == _UNTIL_CLOSE and exc is None:
+        if exc is None and self._state in (_UNTIL_CLOSE, _TUNNEL):
             self._state = _IDLE
-            answering.on_answer_end()
+            answering.on_answer_end(b"")
         else:
+            self._note_loss()
             answering.on_upstream_lost()
+
+    def _note_loss(self) -> None:
+        """A connection that ends before the head of an answer says that the target is not well; but for a kept one, which any
+        server may close between two requests."""
+        if self._state == _AWAIT_HEAD and (self.requests == 1 or self._kept):
+            self.pool.note_failure("lost")
+
+    def eof_received(self) -> bool:
+        """The upstream sends no more. In a tunnel it may still read."""
+        if self._state != _TUNNEL or self._answering is None:
+            return False
+        self._answering.on_answer_end(b"")
+        return True
 
     def pause_writing(self) -> None:
         if self._answering is not None:
@@ -162,16 +196,16 @@ class UpstreamConnection(ConnectionEnd):
                 answering.on_answer_body(data)
             else:
                 if count > self._left:
-                    self._keep_alive = False
+                    self.keep_alive = False
                     data = data[: self._left]
                 answering.on_answer_body(data)
                 self._end()
         elif state == _BY_CHUNKS:
             self._read_chunks(answering, data)
-        elif state == _UNTIL_CLOSE:
+        elif state in (_UNTIL_CLOSE, _TUNNEL):
             answering.on_answer_body(data)
-        else:
-            self.abort()
+        else:  # behind a whole answer, while the body of its request is still on the way
+            self._fail()
 
     # -- reading an answer
 
@@ -193,20 +227,32 @@ class UpstreamConnection(ConnectionEnd):
                 return
             data = data[end:]
             if head.status >= 200:
-                self._keep_alive = head.keep_alive
+                self.keep_alive = head.keep_alive
+                self.pool.note_answer()
                 self._begin_body(answering, head, data)
                 return
             if head.status == 101:
+                self._switch(answering, head, data)
+                return
+            self._interim += 1
+            if self._interim > INTERIM_ANSWERS_MAX:
                 self._fail()
                 return
             answering.on_interim(head)
+
+    def _switch(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
+        self.keep_alive = False
+        self._state = _TUNNEL
+        self.pool.note_answer()
+        if not answering.on_switched(head, rest):
+            self._fail()
 
     def _begin_body(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
         length = head.length
         if self._is_head_request or head.status in _NO_BODY or length == 0:
             answering.on_answer_head(head, False, b"")
             if rest:
-                self._keep_alive = False
+                self.keep_alive = False
             self._end()
         elif length > 0:
             count = len(rest)
@@ -215,7 +261,7 @@ class UpstreamConnection(ConnectionEnd):
                 answering.on_answer_head(head, True, rest)
             else:
                 if count > length:
-                    self._keep_alive = False
+                    self.keep_alive = False
                     rest = rest[:length]
                 answering.on_answer_head(head, True, rest)
                 self._end()
@@ -226,7 +272,7 @@ class UpstreamConnection(ConnectionEnd):
                 self._read_chunks(answering, rest)
         else:
             assert length == CLOSE_DELIMITED
-            self._state, self._keep_alive = _UNTIL_CLOSE, False
+            self._state, self.keep_alive = _UNTIL_CLOSE, False
             answering.on_answer_head(head, True, rest)
 
     def _read_chunks(self, answering: Answering, data: bytes) -> None:
@@ -241,18 +287,26 @@ class UpstreamConnection(ConnectionEnd):
             answering.on_answer_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if chunks.done and self._answering is not None:
             if chunks.rest:
-                self._keep_alive = False
+                self.keep_alive = False
             self._chunks = None
-            self._end()
+            try:
+                trailers = answer_lines.trailers(chunks.trailers) if chunks.trailers else b""
+            except FieldError:
+                self._fail()
+            else:
+                self._end(trailers)
 
-    def _end(self) -> None:
+    def _end(self, trailers: bytes = b"") -> None:
         answering = self._answering
         self._state = _IDLE
         if answering is not None:
-            answering.on_answer_end()
+            answering.on_answer_end(trailers)
 
     def _fail(self) -> None:
+        """It says what is not HTTP, or what nobody asked for."""
         answering = self._answering
+        if self._state == _AWAIT_HEAD:
+            self.pool.note_failure("malformed")
         self.abort()
         if answering is not None:
             answering.on_upstream_lost()

@@ -33,6 +33,7 @@ class Seen:
     arrived: float
     body_bytes: int = 0
     body_is_whole: bool = False
+    trailers: list[tuple[str, str]] = field(default_factory=list)
     closed_at: float | None = None
     """When its connection ended, if it did while the request was being answered."""
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -158,8 +159,8 @@ class Stage:
             while size := int((await self.reader.readuntil(b"\r\n")).split(b";")[0], 16):
                 await self._read_exactly(size, after_bytes)
                 assert await self.reader.readexactly(2) == b"\r\n"
-            while await self.reader.readuntil(b"\r\n") != b"\r\n":
-                pass
+            while line := (await self.reader.readuntil(b"\r\n"))[:-2].decode("latin-1"):
+                seen.trailers.append((line.split(":", 1)[0], line.split(":", 1)[1].strip()))
         else:
             await self._read_exactly(int((seen.all("content-length") or ["0"])[0]), after_bytes)
         seen.body_is_whole = True
@@ -238,7 +239,7 @@ async def _chunked(stage: Stage) -> bool:
     for _ in range(count):
         stage.writer.write(b"%x;ext=1\r\n%b\r\n" % (size, PIECE[:size]))
         await stage.writer.drain()
-    stage.writer.write(b"0\r\nX-Trailer: dropped\r\n\r\n")
+    stage.writer.write(b"0\r\nX-Trailer: kept\r\n\r\n")
     return True
 
 

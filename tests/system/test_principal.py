@@ -13,7 +13,7 @@ from tests.system.recording_upstream import RecordingUpstream, Seen, fold
 from tests.system.wire import Wire, request, wire
 
 PRINCIPAL_FIELDS = (
-    "X-Principal", "X-Principal-Id", "X-Principal-Organization", "X-Principal-Key-Id", "X-Request-Id",
+    "X-Principal", "X-Principal-Id", "X-Principal-Organization", "X-Principal-Key-Id",
 )  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def is_told_truly(seen: Seen, workload: Workload) -> None:
     assert seen.one("x-principal-id") == workload.account
     assert seen.one("x-principal-organization") == workload.organization_name
     assert seen.one("x-principal-key-id") == workload.key
-    assert len(seen.one("x-request-id")) == 24
+    assert seen.one("x-request-id")
     assert seen.all("authorization") == []
     assert seen.all("x-api-key") == []
     assert all(workload.token not in value for _, value in seen.fields)

@@ -22,6 +22,7 @@ class Answer:
     body: bytes
     is_whole: bool = True
     """False if the connection ended before the body did."""
+    trailers: tuple[tuple[str, str], ...] = ()
 
     def all(self, name: str) -> list[str]:
         return [value for given, value in self.fields if given == name]
@@ -57,16 +58,19 @@ class Wire:
                 fields = [(name.lower(), value.strip()) for name, _, value in pairs]
                 if int(status) >= 200 or not skip_interim:
                     break
-            body, is_whole = await self._body(int(status), fields, to_head)
-            return Answer(int(status), fields, body, is_whole)
+            trailers: list[tuple[str, str]] = []
+            body, is_whole = await self._body(int(status), fields, to_head, trailers)
+            return Answer(int(status), fields, body, is_whole, tuple(trailers))
 
-    async def _body(self, status: int, fields: list[tuple[str, str]], to_head: bool) -> tuple[bytes, bool]:
+    async def _body(
+        self, status: int, fields: list[tuple[str, str]], to_head: bool, trailers: list[tuple[str, str]]
+    ) -> tuple[bytes, bool]:
         names = dict(fields)
         if to_head or status in (204, 304) or status < 200:
             return b"", True
         try:
             if names.get("transfer-encoding") == "chunked":
-                return await self._chunks()
+                return await self._chunks(trailers)
             if "content-length" in names:
                 return await self.reader.readexactly(int(names["content-length"])), True
             return await self.reader.read(-1), True
@@ -75,13 +79,15 @@ class Wire:
         except ConnectionResetError:
             return b"", False
 
-    async def _chunks(self) -> tuple[bytes, bool]:
+    async def _chunks(self, trailers: list[tuple[str, str]]) -> tuple[bytes, bool]:
         body = b""
         try:
             while size := int(await self.reader.readuntil(b"\r\n"), 16):
                 body += await self.reader.readexactly(size)
                 assert await self.reader.readexactly(2) == b"\r\n"
-            assert await self.reader.readexactly(2) == b"\r\n", "the gateway sends no trailers"
+            while line := (await self.reader.readuntil(b"\r\n"))[:-2].decode("latin-1"):
+                name, _, value = line.partition(":")
+                trailers.append((name.lower(), value.strip()))
         except (asyncio.IncompleteReadError, ConnectionResetError):
             return body, False
         return body, True

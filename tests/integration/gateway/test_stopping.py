@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import psutil
 import pytest
 
 from control.embedded import wait_until
-from gateway.settings import GatewaySettings
+from gateway.settings import load_settings
 from gateway.supervisor import Supervisor
 
 SOON_S = 10.0
@@ -120,15 +121,13 @@ async def test_a_worker_that_could_not_be_started_is_tried_again(
         return await real(*arguments, **options)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", sometimes)
-    settings = GatewaySettings(listen="127.0.0.1:0", management_listen="127.0.0.1:0")
-    environment = {
-        **os.environ, "TOLLKEEPER_PEPPER": "00" * 32, "TOLLKEEPER_UPSTREAM": "http://127.0.0.1:9",
-        "TOLLKEEPER_REDIS_URL": redis_url,
-    }  # fmt: skip
-    over = Supervisor(settings, environment)
+    for name, value in (("PEPPER", "00" * 32), ("UPSTREAM", "http://127.0.0.1:9"), ("REDIS_URL", redis_url)):
+        monkeypatch.setenv(f"TOLLKEEPER_{name}", value)
+    load = partial(load_settings, {"listen": "127.0.0.1:0", "management_listen": "127.0.0.1:0"})
+    over = Supervisor(load(), dict(os.environ), load)
     running = asyncio.create_task(over.run())
     await wait_until(
-        lambda: bool(over._workers) and over._workers[0].process is not None,
+        lambda: bool(over._places) and over._places[0].worker is not None,
         SOON_S,
         "a worker that was started",
     )

@@ -3,12 +3,13 @@
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import gateway
 from gateway.contract.money import parse_credits
 from gateway.pricing import Price
 from gateway.route_table import load_routes
-from gateway.routing import Route, Timeouts
+from gateway.routing import Ejection, HealthCheck, Route, Timeouts
 
 EXAMPLE = Path(gateway.__file__).parents[1] / "deploy/routes.example.toml"
 
@@ -20,8 +21,14 @@ def test_the_example_loads_without_a_problem() -> None:
 def test_the_example_uses_every_word_of_a_route() -> None:
     entries = tomllib.loads(EXAMPLE.read_text("utf-8"))["route"]
     used = {word for entry in entries for word in entry}
-    assert used == {field.name for field in fields(Route)}
-    for words, kind in (("price", Price), ("timeouts", Timeouts)):
+    assert used == {field.name for field in fields(Route)} - {"upstreams"} | {"upstream"}
+    words_of: dict[str, type[Any]] = {
+        "price": Price,
+        "timeouts": Timeouts,
+        "ejection": Ejection,
+        "health": HealthCheck,
+    }
+    for words, kind in words_of.items():
         used = {word for entry in entries for word in entry.get(words, ())}
         assert used == {field.name for field in fields(kind)}, words
 
@@ -47,4 +54,4 @@ def test_an_amount_that_the_example_leaves_out_is_its_default() -> None:
     assert models.hold == parse_credits("0.05")
     assert models.quota_status == 429
     assert artifacts.hold == parse_credits("0.10")
-    assert artifacts.upstream.path == b"/store"
+    assert artifacts.upstreams[0].path == b"/store"

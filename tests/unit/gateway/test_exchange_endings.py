@@ -138,7 +138,7 @@ def everybody_falls_silent(stage: Stage) -> None:
 
 def gateway_stops(stage: Stage) -> None:
     for client in list(stage.world.proxy.clients):
-        client.stop()
+        client.stop(stage.world.loop.now)
     stage.world.turn(2)
     for client in list(stage.world.proxy.clients):
         client.cut("The gateway is stopping.")

@@ -22,7 +22,8 @@ FAMILIES = {
     "tollkeeper_in_flight": "gauge", "tollkeeper_client_connections": "gauge", "tollkeeper_upstream_connections": "gauge",
     "tollkeeper_upstream_waiting": "gauge", "tollkeeper_redis_pipe_depth": "gauge", "tollkeeper_cold_lookups": "gauge",
     "tollkeeper_known_callers": "gauge", "tollkeeper_unsettled": "gauge", "tollkeeper_ready": "gauge",
-    "tollkeeper_workers": "gauge",
+    "tollkeeper_workers": "gauge", "tollkeeper_target_up": "gauge", "tollkeeper_target_connections": "gauge",
+    "tollkeeper_target_pending": "gauge",
 }  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             histogram.observe(draw(st.integers(0, 400_000)) / 1000)
     metrics.bytes_in, metrics.cost = draw(st.integers(0, 2**40)), draw(st.integers(0, 2**40))
     metrics.gauges = {"in_flight": draw(st.integers(0, 9)), "workers": 1}
+    metrics.targets = [(route, "10.0.0.4:8443", draw(st.integers(0, 1)), 3, 2) for route in ROUTES]
     over_the_channel: Snapshot = orjson.loads(orjson.dumps(metrics.snapshot()))
     return over_the_channel
 
@@ -127,6 +129,7 @@ def test_labels_come_from_bounded_sets(snapshot: Snapshot) -> None:
     bounds: dict[str, set[str]] = {
         "route": {"", *ROUTES}, "outcome": set(OUTCOMES), "status_class": {"none", "1xx", "2xx", "3xx", "4xx", "5xx"},
         "reason": {reason.value for reason in Reason}, "event": {"bad_head", "redis_lost"},
+        "target": {"10.0.0.4:8443"},
     }  # fmt: skip
     for family in families(snapshot):
         for sample in family.samples:

@@ -23,7 +23,8 @@ STATUSES = {
     "missing_token": 401, "invalid_token": 401, "route_forbidden": 403, "address_forbidden": 403, "budget_exceeded": 402,
     "rate_limited": 429, "too_many_in_flight": 429, "not_ready": 503, "overloaded": 503, "bad_request": 400,
     "no_such_route": 404, "request_timeout": 408, "body_too_large": 413, "upstream_unreachable": 502,
-    "upstream_failed": 502, "upstream_timeout": 504,
+    "upstream_failed": 502, "upstream_timeout": 504, "upstream_unhealthy": 503, "loop_detected": 508,
+    "certificate_required": 403, "too_many_connections": 503,
 }  # fmt: skip
 MILLION = 1_000_000
 RESETS_AT_MS = 1_735_689_600_000
@@ -136,7 +137,9 @@ def test_who_fails_to_prove_who_they_are_is_told_how_to(reason: Reason) -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_retry_after_is_said_only_where_waiting_helps(reason: Reason) -> None:
-    waits = {Reason.NOT_READY, Reason.OVERLOADED, Reason.TOO_MANY_IN_FLIGHT}
+    waits = {
+        Reason.NOT_READY, Reason.OVERLOADED, Reason.TOO_MANY_IN_FLIGHT, Reason.UPSTREAM_UNHEALTHY, Reason.TOO_MANY_CONNECTIONS,
+    }  # fmt: skip
     assert (b"Retry-After" in dict(headers(Refusal(reason)))) == (reason in waits)
     assert dict(headers(Refusal(reason, retry_after_s=7)))[b"Retry-After"] == b"7"
 

@@ -46,7 +46,7 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 def test_every_word_of_the_design_is_understood(tmp_path: Path) -> None:
     assert table(tmp_path, EVERY_WORD).routes == (
         Route(
-            name="models", path=b"/v1/", upstream=Upstream("https", "10.0.0.4", 8443, b"/base"), host=b"models.example",
+            name="models", path=b"/v1/", upstreams=(Upstream("https", "10.0.0.4", 8443, b"/base"),), host=b"models.example",
             methods=frozenset((b"POST", b"M-SEARCH")), strip_path=True, hold=Microcredits(100_000),
             price=Price(Microcredits(1000), Microcredits(100), Microcredits(200), Microcredits(3000)),
             errors="openai", quota_status=429, timeouts=Timeouts(2, 61, 62.5),
@@ -56,7 +56,7 @@ def test_every_word_of_the_design_is_understood(tmp_path: Path) -> None:
 
 def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     (route,) = table(tmp_path, SMALLEST).routes
-    assert route == Route("a", b"/", Upstream("http", "a", 80))
+    assert route == Route("a", b"/", (Upstream("http", "a", 80),))
 
 
 def test_a_hold_is_the_price_of_a_request_unless_it_is_given(tmp_path: Path) -> None:
@@ -148,9 +148,13 @@ def test_an_upstream_is_read_whole(url: str, upstream: Upstream) -> None:
     assert parse_upstream(url) == upstream
 
 
-def test_several_targets_are_not_supported_yet(tmp_path: Path) -> None:
-    (said,) = problems(tmp_path, '[[route]]\nname = "a"\npath = "/"\nupstream = ["http://a", "http://b"]')
-    assert "several targets are not supported yet" in said
+def test_a_route_may_have_several_targets_and_none_twice(tmp_path: Path) -> None:
+    (route,) = table(
+        tmp_path, '[[route]]\nname = "a"\npath = "/"\nupstream = ["http://a", "https://b/c"]'
+    ).routes
+    assert route.upstreams == (Upstream("http", "a", 80), Upstream("https", "b", 443, b"/c"))
+    (said,) = problems(tmp_path, '[[route]]\nname = "a"\npath = "/"\nupstream = ["http://a", "http://a:80/"]')
+    assert "a target is given twice" in said
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:

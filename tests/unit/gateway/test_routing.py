@@ -14,7 +14,7 @@ WITH_PATH = Upstream("https", "up", 443, b"/base")
 def route(
     name: str, path: bytes = b"/", host: bytes | None = None, methods: set[bytes] | None = None
 ) -> Route:
-    return Route(name, path, PLAIN, host=host, methods=frozenset(methods) if methods else None)
+    return Route(name, path, (PLAIN,), host=host, methods=frozenset(methods) if methods else None)
 
 
 def match(table: RouteTable, path: bytes, host: bytes = b"a", method: bytes = b"GET") -> str | None:
@@ -81,7 +81,9 @@ def test_methods_narrow_what_is_left_and_the_rest_falls_through() -> None:
 
 
 def sent(target: bytes, path: bytes, upstream: Upstream, *, strip: bool) -> bytes:
-    return Route("r", path, upstream, strip_path=strip).upstream_target(normalise(b"GET", target, b""))
+    return Route("r", path, (upstream,), strip_path=strip).upstream_target(
+        normalise(b"GET", target, b""), upstream
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,8 @@ def test_the_upstream_is_asked_for_the_normal_form_behind_its_own_path(
 
 def test_a_question_about_the_server_as_a_whole_is_passed_on_as_such() -> None:
     for upstream in (PLAIN, WITH_PATH):
-        assert Route("r", b"/", upstream, strip_path=True).upstream_target(Target(b"*", b"")) == b"*"
+        route = Route("r", b"/", (upstream,), strip_path=True)
+        assert route.upstream_target(Target(b"*", b""), upstream) == b"*"
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,12 @@ def problems(**environment: str) -> list[str]:
 
 
 def test_an_upstream_and_a_pepper_are_enough() -> None:
-    settings, routes, pepper = load_settings({"upstream": "http://10.0.0.4:8000", "pepper": PEPPER})
+    loaded = load_settings({"upstream": "http://10.0.0.4:8000", "pepper": PEPPER})
+    settings, routes, pepper = loaded.settings, loaded.routes, loaded.pepper
     assert pepper == bytes.fromhex(PEPPER)
     (route,) = routes.routes
     assert (route.name, route.path, route.hold, route.price.request) == ("default", b"/", 0, 0)
-    assert (route.upstream.host, route.upstream.port) == ("10.0.0.4", 8000)
+    assert (route.upstreams[0].host, route.upstreams[0].port) == ("10.0.0.4", 8000)
     assert (settings.listen, settings.shards, settings.access_log_fraction) == ("127.0.0.1:8080", 16, 1.0)
 
 
@@ -45,8 +46,8 @@ def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TOLLKEEPER_LISTEN", "127.0.0.1:1")
     monkeypatch.setenv("TOLLKEEPER_PEPPER", PEPPER)
     monkeypatch.setenv("TOLLKEEPER_UPSTREAM", "http://a")
-    assert load_settings()[0].listen == "127.0.0.1:1"
-    assert load_settings({"listen": "127.0.0.1:2"})[0].listen == "127.0.0.1:2"
+    assert load_settings().settings.listen == "127.0.0.1:1"
+    assert load_settings({"listen": "127.0.0.1:2"}).settings.listen == "127.0.0.1:2"
 
 
 def test_every_problem_of_the_environment_is_listed_at_once() -> None:
@@ -203,4 +204,4 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("PEPPER_FILE", ""),
     ):
         monkeypatch.setenv(f"TOLLKEEPER_{name}", value)
-    assert load_settings()[0].access_log_fraction == 1.0
+    assert load_settings().settings.access_log_fraction == 1.0

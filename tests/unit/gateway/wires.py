@@ -7,6 +7,7 @@ What the scripts really do is tested on a real Valkey (tests/contract, tests/int
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,10 @@ class StoppedClock(asyncio.SelectorEventLoop):
         assert self.answer_call is not None
         line = await self.answer_call(host, port, factory)
         return line, line._protocol
+
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
+        """Every name is its own address."""
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
 
     def line(self, protocol: asyncio.Protocol) -> Line:
         """An open connection, with `protocol` at its near end."""

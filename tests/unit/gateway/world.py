@@ -30,7 +30,7 @@ HOST: Final = b"Host: gateway.example\r\n"
 AUTHORIZATION: Final = b"Authorization: Bearer " + TOKEN + b"\r\n"
 ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 ROUTE: Final = Route(
-    "models", b"/", Upstream("http", "up.example", 80), hold=Microcredits(1000),
+    "models", b"/", (Upstream("http", "up.example", 80),), hold=Microcredits(1000),
     price=Price(Microcredits(700), kib_in=Microcredits(10)), timeouts=Timeouts(2.0, 20.0, 10.0),
 )  # fmt: skip
 
@@ -229,4 +229,4 @@ class World:
         assert self.redis.settled == dict.fromkeys(self.redis.admitted, 1)
         assert self.proxy.in_flight == 0
         assert self.proxy.ledger.unsettled == self.proxy.ledger.settled_elsewhere == 0
-        assert {lane.pool.waiting for lane in self.proxy.lanes.values()} == {0}
+        assert {pool.waiting for lane in self.proxy.lanes.values() for pool in lane.targets.pools} == {0}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.http1.client import DISCARD_BYTES_MAX, LINGER_S, PIPELINED_BYTES_MAX
+from gateway.http1.client import PIPELINED_BYTES_MAX
+from gateway.http1.client_end import DISCARD_BYTES_MAX, LINGER_S
 from tests.unit.gateway.http1.referee import Read, read_answers
 from tests.unit.gateway.wires import Line
 from tests.unit.gateway.world import ANSWER, AUTHORIZATION, HOST, TOKEN, World, get, post, post_chunked

@@ -94,10 +94,11 @@ def mutated(draw: st.DrawFn, heads: st.SearchStrategy[bytes]) -> bytes:
 NEXT_REQUEST = b"GET /the-next HTTP/1.1\r\nHost: next\r\n\r\n"
 SPECIAL = frozenset((
     b"host", b"authorization", b"x-api-key", b"content-length", b"transfer-encoding", b"connection", b"expect",
-    b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"upgrade", b"http2-settings",
+    b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"upgrade", b"http2-settings",
     b"x-principal", b"x-principal-id", b"x-principal-organization", b"x-principal-key-id", b"x-request-id",
+    b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host",
 ))  # fmt: skip
-READ_AND_PASSED = frozenset((b"x-session-id", b"x-computer-id", b"traceparent"))
+READ_AND_PASSED = frozenset((b"x-session-id", b"x-computer-id", b"traceparent", b"via"))
 
 
 def passes(name: bytes, nominated: set[bytes]) -> bool:

@@ -8,7 +8,7 @@ from tests.unit.gateway.world import ANSWER, ROUTE, World, get, post
 
 
 def open_connections(world: World) -> int:
-    return sum(lane.pool.connections for lane in world.proxy.lanes.values())
+    return sum(pool.connections for lane in world.proxy.lanes.values() for pool in lane.targets.pools)
 
 
 def asked(world: World, count: int = 1) -> list[Line]:
@@ -196,7 +196,7 @@ def test_a_connection_unused_for_long_is_closed() -> None:
 
 
 def test_each_route_has_connections_of_its_own() -> None:
-    other = Route("git", b"/git/", ROUTE.upstream)
+    other = Route("git", b"/git/", ROUTE.upstreams)
     with World((ROUTE, other)) as world:
         for path in (b"/x", b"/git/x"):
             client = world.client()

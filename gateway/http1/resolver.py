@@ -1,0 +1,91 @@
+"""The addresses of upstreams' names, looked up again as they may have changed. Acts.
+
+Looked up for the first connection and, while connections are opened, again whenever what is known is older than `ttl_s`. A
+look-up that fails leaves what was known: an upstream must not vanish with its name server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+import structlog
+
+_NAMES_MAX: Final = 4096
+
+log = structlog.get_logger("gateway.resolver")
+
+
+@dataclass(slots=True)
+class _Known:
+    addresses: tuple[str, ...]
+    until: float
+    has_failed: bool = False
+
+
+class Resolver:
+    """What the names of a worker's upstreams stand for."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._loop = asyncio.get_running_loop()
+        self._known: dict[str, _Known] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+
+    async def addresses(self, host: str) -> tuple[str, ...]:
+        """The addresses of a host. Raises OSError if it has none, or nobody can say."""
+        if _is_address(host):
+            return (host,)
+        known = self._known.get(host)
+        if known is None or self._loop.time() >= known.until:
+            asking = self._asking.get(host)
+            if asking is None:
+                asking = self._asking[host] = self._loop.create_task(self._ask(host), name=f"resolve {host}")
+                asking.add_done_callback(lambda _: self._asking.pop(host, None))
+            await asyncio.shield(asking)
+        return self._known[host].addresses
+
+    def is_current(self, host: str, address: str) -> bool:
+        """False if the name is known to stand for other addresses by now."""
+        known = self._known.get(host)
+        return known is None or address in known.addresses
+
+    def refresh(self, host: str) -> None:
+        """Look a name up again if what is known of it is old; for names that kept connections lead to."""
+        known = self._known.get(host)
+        if known is not None and host not in self._asking and self._loop.time() >= known.until:
+            task = self._asking[host] = self._loop.create_task(self._ask(host), name=f"resolve {host}")
+            task.add_done_callback(lambda _: self._asking.pop(host, None))
+
+    def close(self) -> None:
+        for asking in list(self._asking.values()):
+            asking.cancel()
+
+    async def _ask(self, host: str) -> None:
+        known = self._known.get(host)
+        try:
+            found = await self._loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be nobody's
+            if known is None:
+                raise error if isinstance(error, OSError) else OSError(str(error)) from None
+            if not known.has_failed:
+                log.warning(
+                    "name_not_resolved", host=host, error=getattr(error, "strerror", None) or str(error)
+                )
+            known.has_failed, known.until = True, self._loop.time() + self._ttl_s
+            return
+        if len(self._known) >= _NAMES_MAX:
+            self._known.clear()
+        self._known[host] = _Known(addresses, self._loop.time() + self._ttl_s)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
