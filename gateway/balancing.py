@@ -45,10 +45,12 @@ class Standing:
             self.ejections = 0
 
     def note_failure(self, now: float, ejection: Ejection) -> float:
-        """It has failed: for how many seconds it is ejected now, or 0."""
+        """It has failed: for how many seconds it is ejected now, or 0. One that is back from an ejection, and has not done well
+        since, is ejected again at once."""
+        if self.is_ejected(now):
+            return 0.0
         self.failures += 1
-        is_on_probation = self.ejections > 0 and self.failures == 1
-        if self.is_ejected(now) or (self.failures < ejection.after_failures and not is_on_probation):
+        if self.failures < ejection.after_failures and not self.ejections:
             return 0.0
         seconds = min(ejection.for_s * 2.0 ** min(self.ejections, 32), ejection.for_max_s)
         self.ejections += 1

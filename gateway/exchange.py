@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.holding import Holding
-from gateway.http1.chunked import encode_chunk, last_chunk
+from gateway.http1.chunked import Data, encode_chunk, last_chunk
+from gateway.http1.connection_end import COPIED_MAX
 from gateway.http1.head import CHUNKED, RequestHead, ResponseHead
 from gateway.http1.upgrade import is_granted, wanted_upgrade
 from gateway.http1.upstream import ConnectionFailed, UpstreamConnection
 from gateway.patience import Overdue, overdue
-from gateway.refusals import Reason, Refusal, upstream_refusal
+from gateway.refusals import Reason, Refusal, connection_refusal, upstream_refusal
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -32,15 +33,6 @@ CONTINUE_AFTER_S: Final = 1.0
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REPLAYABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _WITHOUT_BODY: Final = frozenset((204, 304))
-_CONNECTION_REASONS: Final = {
-    "unreachable": Reason.UPSTREAM_UNREACHABLE,
-    "timeout": Reason.UPSTREAM_TIMEOUT,
-    "full": Reason.OVERLOADED,
-    "unhealthy": Reason.UPSTREAM_UNHEALTHY,
-}
-_NO_CONNECTION_IN_TIME: Final = Refusal(
-    Reason.OVERLOADED, detail="No connection to the service became free in time. Try again shortly."
-)
 
 
 class Exchange(Holding):
@@ -58,7 +50,7 @@ class Exchange(Holding):
         self._touched = self._started
         self._replayed = False
         self._tried: frozenset[int] = frozenset()
-        self._early: list[bytes] = []
+        self._early: list[Data] = []
         self._early_size = 0
         self._body_done = head.length == 0
         self._continue_due = 0.0
@@ -93,16 +85,16 @@ class Exchange(Holding):
         now = self._proxy.loop.time()
         self._sent_at = self._touched = now
         head = self.head
-        request = self._upstream_head(connection)
+        self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
+        connection.begin(self, self._upstream_head(connection), is_head_request=head.method == b"HEAD")
         if self._early:
-            early, self._early, self._early_size = b"".join(self._early), [], 0
-            request += encode_chunk(early) if head.length == CHUNKED else early
+            early, self._early, self._early_size = self._early, [], 0
+            for data in early:
+                connection.write(encode_chunk(data) if head.length == CHUNKED else data)
         elif head.expects_continue:
             self._continue_due = now + CONTINUE_AFTER_S
         if self._body_done and head.length == CHUNKED:
-            request += last_chunk(self.client.trailers)
-        self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
-        connection.begin(self, request, is_head_request=head.method == b"HEAD")
+            connection.write(last_chunk(self.client.trailers))
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
         if self._is_over:
@@ -117,11 +109,7 @@ class Exchange(Holding):
                 if connection is not None:
                     self.on_connection(connection)
                 return
-        self._fail(
-            upstream_refusal(
-                _CONNECTION_REASONS[error.kind], "connect", self._lane.route.name, error.position
-            )
-        )
+        self._fail(connection_refusal(error.kind, self._lane.route.name, error.position))
 
     def _upstream_head(self, connection: UpstreamConnection) -> bytes:
         head, lane, caller, pool = self.head, self._lane, self._caller, connection.pool
@@ -149,7 +137,7 @@ class Exchange(Holding):
 
     # -- from the client
 
-    def on_request_body(self, data: bytes) -> None:
+    def on_request_body(self, data: Data) -> None:
         """Bytes of the client's body, without framing; or of a tunnel."""
         self._bytes_in += len(data)
         if self._is_over:
@@ -220,7 +208,7 @@ class Exchange(Holding):
                 head.drop_length()
             self.client.write(b"HTTP/1.1 %b\r\n%b\r\n" % (head.status_text, head.fields))
 
-    def on_answer_head(self, head: ResponseHead, has_body: bool, first: bytes) -> None:
+    def on_answer_head(self, head: ResponseHead, has_body: bool, first: Data) -> None:
         now = self._proxy.loop.time()
         self._headed_at = self._touched = now
         self._proxy.metrics.upstream.observe(now - self._sent_at)
@@ -245,25 +233,29 @@ class Exchange(Holding):
             framing += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
         if client.is_write_paused:  # by an answer before this one, so nobody will tell us
             self.on_client_full()
-        if first:
-            self._bytes_out += len(first)
-            if self._answer_chunked:
-                first = encode_chunk(first)
-        client.write(
-            b"".join(
-                (
-                    b"HTTP/1.1 ", head.status_text, b"\r\n", head.fields, framing,
-                    client.connection_field(), b"X-Request-Id: ", self.public_id, b"\r\n\r\n", first,
-                )
-            )
-        )  # fmt: skip
+        pieces: list[Data] = [
+            b"HTTP/1.1 ", head.status_text, b"\r\n", head.fields, framing, client.connection_field(),
+            b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
+        ]  # fmt: skip
+        if not first:
+            client.write(b"".join(pieces))
+            return
+        self._bytes_out += len(first)
+        if self._answer_chunked:
+            first = encode_chunk(first)
+        if len(first) < COPIED_MAX:
+            pieces.append(first)
+            client.write(b"".join(pieces))
+        else:
+            client.write(b"".join(pieces))
+            client.write(first)
 
     @property
     def _reads_on(self) -> bool:
         """Whether a body that was answered early goes on: the upstream says so, and the client was asked for it."""
         return self._connection is not None and self._connection.keep_alive and not self._continue_due
 
-    def on_answer_body(self, data: bytes) -> None:
+    def on_answer_body(self, data: Data) -> None:
         self._bytes_out += len(data)
         self._touched = self._proxy.loop.time()
         self.client.write(encode_chunk(data) if self._answer_chunked else data)
@@ -362,7 +354,7 @@ class Exchange(Holding):
         timeouts = self._lane.route.timeouts
         if connection is None:
             if now - self._touched > timeouts.connect_s + timeouts.first_byte_s:
-                self._fail(_NO_CONNECTION_IN_TIME)
+                self._fail(connection_refusal("late", self._lane.route.name))
             return
         # Bytes leaving a full buffer are progress too, though no callback tells of them.
         unsent = self.client.unsent_bytes + connection.unsent_bytes

@@ -177,6 +177,20 @@ def upstream_refusal(reason: Reason, phase: str, route: str, position: int | Non
     return Refusal(reason, detail=words, metadata=metadata)
 
 
+_CONNECTION_REASONS: Final[Mapping[str, Reason]] = {
+    "unreachable": Reason.UPSTREAM_UNREACHABLE,
+    "timeout": Reason.UPSTREAM_TIMEOUT,
+    "full": Reason.OVERLOADED,
+    "late": Reason.OVERLOADED,
+    "unhealthy": Reason.UPSTREAM_UNHEALTHY,
+}
+
+
+def connection_refusal(kind: str, route: str, position: int | None = None) -> Refusal:
+    """No connection to the upstream. `kind` is that of `ConnectionFailed`, or "late": none became free in time."""
+    return upstream_refusal(_CONNECTION_REASONS[kind], "connect", route, position)
+
+
 _STATUS_WORDS: Final[Mapping[tuple[str, str], str]] = {
     ("key", "disabled"): "The key is disabled. Somebody who manages the account can enable it again.",
     ("key", "revoked"): "The key is revoked. Create a new key for the account and use that one.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.http1.chunked import ChunkedReader
+from gateway.http1.chunked import ChunkedReader, Data
 from gateway.http1.head import CHUNKED
 
 
@@ -21,7 +21,7 @@ class LengthReader:
         self.rest = b""
         """Once `done`: the bytes after the body's end."""
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: Data) -> list[Data]:
         """The part of `data` that is body. Not to be called once done."""
         remaining = self._remaining - len(data)
         if remaining > 0:
@@ -29,7 +29,7 @@ class LengthReader:
             return [data]
         self.done = True
         if remaining < 0:
-            data, self.rest = data[:remaining], data[remaining:]
+            data, self.rest = data[:remaining], bytes(data[remaining:])
         return [data]
 
 
@@ -42,7 +42,7 @@ class TunnelReader:
     done: Final = False
     rest: Final = b""
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: Data) -> list[Data]:
         return [data]
 
 

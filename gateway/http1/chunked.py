@@ -22,6 +22,10 @@ extensions costs more to read than it carries."""
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
+Data = bytes | memoryview
+"""Bytes of a body, or a view of such where a copy would cost: never kept, only measured, cut and written."""
+
+
 class ChunkError(Exception):
     """The body is not well-formed chunked coding; the connection cannot be read any further."""
 
@@ -44,11 +48,11 @@ class ChunkedReader:
         self.rest = b""
         """Once `done`: the bytes after the message's end."""
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, view: Data) -> list[Data]:
         """Pieces of body found in `data`, in order. Raises ChunkError; not to be called again after that or once done."""
-        if self._kept:
-            data, self._kept = self._kept + data, b""
-        pieces: list[bytes] = []
+        data = self._kept + view if self._kept else bytes(view)
+        self._kept = b""
+        pieces: list[Data] = []
         position, end = 0, len(data)
         while position < end:
             if self._state == self._DATA:
@@ -108,9 +112,9 @@ class ChunkedReader:
         return len(data)
 
 
-def encode_chunk(data: bytes) -> bytes:
+def encode_chunk(data: Data) -> bytes:
     """One chunk. `data` must not be empty: an empty chunk ends the message."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
 
 
 def last_chunk(trailers: bytes) -> bytes:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.exchange import Exchange
 from gateway.http1.body import TunnelReader, body_reader
-from gateway.http1.chunked import ChunkError
+from gateway.http1.chunked import ChunkError, Data
 from gateway.http1.client_end import DISCARD_BYTES_MAX, ClientEnd
+from gateway.http1.connection_end import behind
 from gateway.http1.fields import FieldError, request_lines
 from gateway.http1.forwarding import has_come_round
 from gateway.http1.head import HeadError, RequestHead, find_head_end, reject_early
@@ -130,7 +131,7 @@ class ClientConnection(ClientEnd):
         if end < 0 or end > settings.head_bytes_max:
             self._on_unfinished_head(data, start)
             return
-        raw, rest = data[start:end], data[end:]
+        raw, rest = data[start:end], behind(data, end)
         self._kept, self._scanned = b"", 0
         last = self._last
         if last is not None and last.raw == raw and last.lane.routes is self._proxy.routes:
@@ -185,7 +186,7 @@ class ClientConnection(ClientEnd):
             return Refusal(Reason.CERTIFICATE_REQUIRED)
         return None
 
-    def _begin(self, exchange: Exchange, rest: bytes, caller: Caller | None, digest: bytes) -> None:
+    def _begin(self, exchange: Exchange, rest: Data, caller: Caller | None, digest: bytes) -> None:
         self._exchange = exchange
         self._served += 1
         head = exchange.head
@@ -194,7 +195,7 @@ class ClientConnection(ClientEnd):
         elif head.hop is not None and head.hop.upgrade:
             self._closes = True  # what a client sends early for a tunnel that is not granted is no request
         if head.length == 0:
-            self._kept = rest
+            self._kept = bytes(rest)
         else:
             self._body, self._discarded, self.trailers = body_reader(head.length), 0, b""
         if caller is None:
@@ -223,16 +224,16 @@ class ClientConnection(ClientEnd):
             self._deadline = self._proxy.loop.time() + settings.head_timeout_s
         self._kept, self._scanned = data, max(len(data) - 3, 1)
 
-    def _refuse_unrouted(self, head: RequestHead, rest: bytes) -> None:
+    def _refuse_unrouted(self, head: RequestHead, rest: Data) -> None:
         self._proxy.metrics.refusals[("", Reason.NO_SUCH_ROUTE.value)] += 1
         if head.length:
             self._answer_and_close(Refusal(Reason.NO_SUCH_ROUTE))
             return
-        self._kept = rest
+        self._kept = bytes(rest)
         self._write_refusal(Refusal(Reason.NO_SUCH_ROUTE), "problem", self._proxy.next_request_id(), head)
         self.on_exchange_end()
 
-    def _read_body(self, data: bytes) -> None:
+    def _read_body(self, data: Data) -> None:
         body, exchange = self._body, self._exchange
         assert body is not None
         try:
@@ -254,7 +255,7 @@ class ClientConnection(ClientEnd):
         if body.done and self._body is body:
             self._end_body(body.rest)
 
-    def _take_body(self, exchange: Exchange | None, data: bytes) -> None:
+    def _take_body(self, exchange: Exchange | None, data: Data) -> None:
         self._discarded += len(data)
         if exchange is None:
             if self._discarded > DISCARD_BYTES_MAX:

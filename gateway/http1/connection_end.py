@@ -5,8 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Final, cast
 
+from gateway.http1.chunked import Data
+
 WRITE_BUFFER_HIGH: Final = 131_072
 """Bytes that may wait for the other end before whoever writes is told to stop."""
+
+COPIED_MAX: Final = 16_384
+"""Bytes of a body that are copied off or onto a head, rather than carried as a view and written apart: 2 µs of CPU at most."""
+
+
+def behind(data: bytes, end: int) -> Data:
+    """What follows a head in one read."""
+    return data[end:] if len(data) - end < COPIED_MAX else memoryview(data)[end:]
 
 
 class ConnectionEnd(asyncio.Protocol):
@@ -27,7 +37,7 @@ class ConnectionEnd(asyncio.Protocol):
         """Bytes written here that the other end has not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport else 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Data) -> None:
         if self._transport is not None:
             self._transport.write(data)
 

@@ -77,12 +77,12 @@ def client_address(hop: Hop, given: Sequence[Field], trusted: Networks) -> str:
 
 
 def _bare(text: str) -> str | None:
-    """An address without port and brackets, or None if it is none."""
+    """An address without port and brackets, or None if it is none (or has a zone, which may be any text)."""
     with_port = _PORT.fullmatch(text)
     if (with_port is not None and text.count(":") == 1) or text.startswith("["):
         text = (with_port[1] if with_port else text).strip("[]")
     try:
-        return str(ip_address(text))
+        return None if "%" in text else str(ip_address(text))
     except ValueError:
         return None
 

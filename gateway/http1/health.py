@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from gateway.http1.chunked import Data
 from gateway.http1.head import ResponseHead
 from gateway.http1.pool import UpstreamPool
 from gateway.http1.upstream import ConnectionFailed, UpstreamConnection
@@ -66,10 +67,10 @@ class Probe:
     def on_interim(self, head: ResponseHead) -> None:
         """Not the answer yet."""
 
-    def on_answer_head(self, head: ResponseHead, has_body: bool, first: bytes) -> None:
+    def on_answer_head(self, head: ResponseHead, has_body: bool, first: Data) -> None:
         self._status = head.status
 
-    def on_answer_body(self, data: bytes) -> None:
+    def on_answer_body(self, data: Data) -> None:
         """Of no interest."""
 
     def on_switched(self, head: ResponseHead, first: bytes) -> bool:

@@ -189,23 +189,19 @@ class _Binary:
         addresses_end = _FIXED_LENGTH + _ADDRESSES_LENGTHS[data[13]]
         if addresses_end > self.end:
             raise ProxyHeaderError("the announced length is too short for the addresses")
-        self._go_to_tlv(self.end if data[13] in _UNSPECIFIED else addresses_end)
+        self._tlv_start = self.end if data[13] in _UNSPECIFIED else addresses_end
 
     def _check_tlvs(self, data: bytes) -> None:
+        """What has not come of a TLV's head counts as the shortest it can be."""
         while self._tlv_start < self.end:
             head = data[self._tlv_start : self._tlv_start + _TLV_HEAD_LENGTH]
             length_min = int.from_bytes(head[1:].ljust(2, b"\x00"), "big")
             following = self._tlv_start + _TLV_HEAD_LENGTH + length_min
             if following > self.end:
-                raise ProxyHeaderError("a TLV is longer than the header")
+                raise ProxyHeaderError("the header ends within a TLV")
             if len(head) < _TLV_HEAD_LENGTH:
                 return
-            self._go_to_tlv(following)
-
-    def _go_to_tlv(self, start: int) -> None:
-        if self.end - _TLV_HEAD_LENGTH < start < self.end:
-            raise ProxyHeaderError("the header ends within a TLV")
-        self._tlv_start = start
+            self._tlv_start = following
 
 
 def _agrees(data: bytes, start: bytes) -> bool:

@@ -38,7 +38,7 @@ class Target:
     path: bytes
     query: bytes
     raw: bytes = b""
-    """The path as it came, where that is another form."""
+    """The path as it came, where that is another form, or one to object to."""
     objection: str | None = None
     """Why only a route with `raw_path` may be asked for it."""
 
@@ -74,7 +74,7 @@ def normalise(method: bytes, target: bytes, host: bytes) -> Target:
     path, objection = _normalise_path(raw)
     if mark and _QUERY_BYTES.fullmatch(query) is None:
         raise HeadError(400, "The query holds a character that a target may not hold.")
-    return Target(path, mark + query, raw if raw != path else b"", objection)
+    return Target(path, mark + query, raw if raw != path or objection is not None else b"", objection)
 
 
 def _origin_form(target: bytes, host: bytes) -> bytes:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.http1.chunked import ChunkedReader, ChunkError
-from gateway.http1.connection_end import ConnectionEnd
+from gateway.http1.chunked import ChunkedReader, ChunkError, Data
+from gateway.http1.connection_end import ConnectionEnd, behind
 from gateway.http1.fields import FieldError, answer_lines
 from gateway.http1.head import (
     CHUNKED,
@@ -45,10 +45,10 @@ class Answering(Protocol):
     def on_interim(self, head: ResponseHead) -> None:
         """A 1xx answer; the final one is still to come."""
 
-    def on_answer_head(self, head: ResponseHead, has_body: bool, first: bytes) -> None:
+    def on_answer_head(self, head: ResponseHead, has_body: bool, first: Data) -> None:
         """The final head, with what came of the body in the same read (b"" for chunked bodies)."""
 
-    def on_answer_body(self, data: bytes) -> None:
+    def on_answer_body(self, data: Data) -> None:
         """Bytes of the body, without framing."""
 
     def on_switched(self, head: ResponseHead, first: bytes) -> bool:
@@ -214,23 +214,23 @@ class UpstreamConnection(ConnectionEnd):
             data, self._kept = self._kept + data, b""
         while self._answering is answering:
             end = find_head_end(data)
+            if end > HEAD_BYTES_MAX or (end < 0 and len(data) > HEAD_BYTES_MAX):
+                self._fail()
+                return
             if end < 0:
-                if len(data) > HEAD_BYTES_MAX:
-                    self._fail()
-                else:
-                    self._kept = data
+                self._kept = data
                 return
             try:
                 head = parse_response(data[:end], field_count_max=FIELD_COUNT_MAX)
             except HeadError:
                 self._fail()
                 return
-            data = data[end:]
             if head.status >= 200:
                 self.keep_alive = head.keep_alive
                 self.pool.note_answer()
-                self._begin_body(answering, head, data)
+                self._begin_body(answering, head, behind(data, end))
                 return
+            data = data[end:]
             if head.status == 101:
                 self._switch(answering, head, data)
                 return
@@ -247,7 +247,7 @@ class UpstreamConnection(ConnectionEnd):
         if not answering.on_switched(head, rest):
             self._fail()
 
-    def _begin_body(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
+    def _begin_body(self, answering: Answering, head: ResponseHead, rest: Data) -> None:
         length = head.length
         if self._is_head_request or head.status in _NO_BODY or length == 0:
             answering.on_answer_head(head, False, b"")
@@ -275,7 +275,7 @@ class UpstreamConnection(ConnectionEnd):
             self._state, self.keep_alive = _UNTIL_CLOSE, False
             answering.on_answer_head(head, True, rest)
 
-    def _read_chunks(self, answering: Answering, data: bytes) -> None:
+    def _read_chunks(self, answering: Answering, data: Data) -> None:
         chunks = self._chunks
         assert chunks is not None
         try:
