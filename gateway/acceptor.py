@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
+from functools import partial
 from typing import Final
 
 from gateway.http1.client import ClientConnection
@@ -19,6 +21,9 @@ from gateway.networks import Networks
 from gateway.proxy import Proxy
 
 ACCEPTED_AT_ONCE_MAX: Final = 100
+UNSENT_IN_KERNEL_MAX: Final = 262_144
+"""Bytes that the kernel takes for a client beyond what is on the wire: else megabytes for each client that does not read."""
+
 _BREATH_S: Final = 0.1
 """How long nothing is accepted when there are no file descriptors left."""
 
@@ -33,6 +38,7 @@ class Acceptor:
         self._proxy = proxy
         self._loop = proxy.loop
         self._with_header = Networks(proxy.settings.proxy_protocol_networks)
+        self._arriving_from: Counter[str] = Counter()
         self._is_finished = False
         listener.setblocking(False)
 
@@ -73,20 +79,38 @@ class Acceptor:
 
     def _welcome(self, connection: socket.socket, peer: str) -> None:
         if self._with_header.holds(peer) or self.tls is not None:
-            is_full = (
-                len(self._proxy.clients) + len(self._proxy.arriving) >= self._proxy.settings.connections_max
-            )
-            if is_full:
-                self._proxy.metrics.events["connections_refused"] += 1
+            why = self._why_full(peer)
+            if why is not None:
+                self._proxy.metrics.events[why] += 1
                 connection.close()
                 return
         task = self._loop.create_task(self._unwrap(connection, peer), name="welcome")
         self._proxy.arriving.add(task)
-        task.add_done_callback(self._proxy.arriving.discard)
+        self._arriving_from[peer] += 1
+        task.add_done_callback(partial(self._on_welcomed, peer))
+
+    def _why_full(self, peer: str) -> str | None:
+        """Why nothing is awaited of a connection that has to begin with a header or a handshake, which may never come."""
+        proxy, settings = self._proxy, self._proxy.settings
+        if len(proxy.clients) + len(proxy.arriving) >= settings.connections_max:
+            return "connections_refused"
+        here = proxy.clients_from(peer) + self._arriving_from[peer]
+        is_bounded = not (proxy.trusted.holds(peer) or self._with_header.holds(peer))
+        if here >= settings.connections_per_address_max and is_bounded:
+            return "address_connections_refused"
+        return None
+
+    def _on_welcomed(self, peer: str, task: asyncio.Task[None]) -> None:
+        self._proxy.arriving.discard(task)
+        self._arriving_from[peer] -= 1
+        if not self._arriving_from[peer]:
+            del self._arriving_from[peer]
 
     async def _unwrap(self, connection: socket.socket, peer: str) -> None:
         """Header, handshake, hand over. Whoever does not get that far is counted, and hung up on."""
         connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_IN_KERNEL_MAX)
         events, timeout_s = self._proxy.metrics.events, self._proxy.settings.head_timeout_s
         source: str | None = None
         if self._with_header.holds(peer):

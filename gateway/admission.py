@@ -15,7 +15,7 @@ import hiredis
 import structlog
 
 from gateway.contract.ids import Level, organization_id
-from gateway.contract.token import TOKEN_LENGTH, Digest, key_id_of
+from gateway.contract.token import TOKEN_LENGTH, Digest, holds_token, key_id_of
 from gateway.credentials import token_in
 from gateway.directory import INVALID, NOT_READY, OVERLOADED
 from gateway.http1.head import RequestHead
@@ -83,8 +83,10 @@ class Admission:
         if len(token) != TOKEN_LENGTH:
             self._refuse(INVALID)
             return
-        if token in b"".join(head.fields):  # the same token in a field that would be passed on
-            head.fields = [line for line in head.fields if token not in line]
+        if b"tk_" in b"".join(
+            head.fields
+        ):  # perhaps this token, or another one, in a field that would be passed on
+            head.fields = [line for line in head.fields if not holds_token(line)]
         directory = self._proxy.directory
         self._digest = digest = directory.digest(token)
         caller = directory.known(digest)

@@ -86,15 +86,16 @@ class Exchange(Holding):
         self._sent_at = self._touched = now
         head = self.head
         self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
-        connection.begin(self, self._upstream_head(connection), is_head_request=head.method == b"HEAD")
+        request = [self._upstream_head(connection)]
         if self._early:
-            early, self._early, self._early_size = self._early, [], 0
-            for data in early:
-                connection.write(encode_chunk(data) if head.length == CHUNKED else data)
+            early = self._early
+            request += [encode_chunk(data) for data in early] if head.length == CHUNKED else early
+            self._early, self._early_size = [], 0
         elif head.expects_continue:
             self._continue_due = now + CONTINUE_AFTER_S
         if self._body_done and head.length == CHUNKED:
-            connection.write(last_chunk(self.client.trailers))
+            request.append(last_chunk(self.client.trailers))
+        connection.begin(self, b"".join(request), is_head_request=head.method == b"HEAD")
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
         if self._is_over:
@@ -103,7 +104,7 @@ class Exchange(Holding):
         targets = self._lane.targets
         if error.position is not None:
             self._tried |= {error.position}
-            if len(self._tried) < targets.size:
+            if targets.has_others(self._tried):
                 self._proxy.metrics.events["connect_retried"] += 1
                 connection = targets.borrow(self, tried=self._tried)
                 if connection is not None:
@@ -111,7 +112,7 @@ class Exchange(Holding):
                 return
         self._fail(connection_refusal(error.kind, self._lane.route.name, error.position))
 
-    def _upstream_head(self, connection: UpstreamConnection) -> bytes:
+    def _upstream_head(self, connection: UpstreamConnection) -> Data:
         head, lane, caller, pool = self.head, self._lane, self._caller, connection.pool
         assert caller is not None
         if head.length == CHUNKED:
@@ -160,7 +161,10 @@ class Exchange(Holding):
             return
         self._touched = self._proxy.loop.time()
         if self._is_tunnel:
-            connection.write_eof()
+            if (
+                not connection.write_eof()
+            ):  # over TLS that can only be said by closing: the tunnel ends as a whole
+                self._answer_done = True
         elif self.head.length == CHUNKED:
             connection.write(last_chunk(self.client.trailers))
         if self._answer_done:
@@ -200,8 +204,8 @@ class Exchange(Holding):
     def on_interim(self, head: ResponseHead) -> None:
         self._touched = self._proxy.loop.time()
         if head.status == 100:
-            if self.head.expects_continue and not self._continue_due:
-                return  # it has been said
+            if self._continue_due < 0:
+                return  # we have said it
             self._continue_due = 0.0
         if self.head.minor == 1:
             if head.length >= 0:
@@ -253,7 +257,7 @@ class Exchange(Holding):
     @property
     def _reads_on(self) -> bool:
         """Whether a body that was answered early goes on: the upstream says so, and the client was asked for it."""
-        return self._connection is not None and self._connection.keep_alive and not self._continue_due
+        return self._connection is not None and self._connection.keep_alive and self._continue_due <= 0
 
     def on_answer_body(self, data: Data) -> None:
         self._bytes_out += len(data)
@@ -361,7 +365,7 @@ class Exchange(Holding):
         if unsent != self._unsent:
             self._unsent, self._touched = unsent, now
         if 0.0 < self._continue_due <= now and not (self._headed_at or self._bytes_in):
-            self._continue_due = 0.0
+            self._continue_due = -1.0
             self.client.write(_CONTINUE)
         waited_for = overdue(
             now - self._touched, timeouts, self._proxy.settings.body_timeout_s,

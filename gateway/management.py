@@ -23,7 +23,7 @@ class Supervised(Protocol):
 
     async def snapshot(self) -> Snapshot: ...
 
-    async def is_ready(self) -> bool: ...
+    async def why_not_ready(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,10 @@ async def serve_management(address: str, supervised: Supervised) -> Management:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        if await supervised.is_ready():
+        why = await supervised.why_not_ready()
+        if why is None:
             return web.Response(text="ready\n")
-        return web.Response(status=503, text="not ready\n")
+        return web.Response(status=503, text=f"not ready: {why}\n")
 
     async def metrics(_: web.Request) -> web.Response:
         registry = CollectorRegistry()

@@ -171,6 +171,10 @@ class Proxy:
             )  # fmt: skip
         return None
 
+    def clients_from(self, peer: str) -> int:
+        """How many connections are open from an address."""
+        return self._clients_from.get(peer, 0)
+
     def let_go(self, client: ClientEnd) -> None:
         """A connection is gone."""
         if client in self.clients:

@@ -110,6 +110,13 @@ class _TlsEntry(_Strict):
     server_name: str | None = None
     verify: bool = True
 
+    @field_validator("server_name")
+    @classmethod
+    def _is_name(cls, name: str | None) -> str | None:
+        if name is not None and _HOST_NAME.fullmatch(name.lower()) is None:
+            raise ValueError(f"{name!r} is not a host's name")
+        return name
+
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> _TlsEntry:
         if self.key is not None and self.certificate is None:

@@ -105,7 +105,7 @@ class Supervisor:
 
     async def snapshot(self) -> Snapshot:
         """The sum over all workers: those that died, and what those that do not answer said last, included."""
-        asked = self._workers()
+        asked = self._serving()
         answered = dict(
             zip(
                 asked,
@@ -118,7 +118,7 @@ class Supervisor:
         # Only those that are still there: while the others were asked, one may have moved to the departed.
         current = [
             worker.last if answered.get(worker) else without_gauges(worker.last)
-            for worker in self._workers()
+            for worker in self._serving()
             if worker.last is not None
         ]
         total = add_snapshots([*self._departed, *current])
@@ -128,12 +128,13 @@ class Supervisor:
         total["gauges"].setdefault("workers", 0)
         return total
 
-    async def is_ready(self) -> bool:
-        """True while every worker runs and admits."""
+    async def why_not_ready(self) -> str | None:
+        """None while every worker runs and admits; else words for whoever looks."""
         if self.is_stopping:
-            return False
+            return "stopping"
         gauges = (await self.snapshot())["gauges"]
-        return bool(gauges["workers"] == gauges.get("ready") >= self._settings.workers)
+        ready, wanted = int(gauges.get("ready", 0)), self._settings.workers
+        return None if ready >= wanted else f"{ready} of {wanted} workers admit"
 
     def _workers(self) -> list[WorkerProcess]:
         """All that run: in their places, on their way there, and on their way out."""
@@ -144,6 +145,15 @@ class Supervisor:
             if worker is not None
         ]
         return [*placed, *self._leaving]
+
+    def _serving(self) -> list[WorkerProcess]:
+        """Those of them that have something to say: a successor that only starts is nobody yet."""
+        starting = {
+            place.successor
+            for place in self._places
+            if place.successor and not place.successor.serving.is_set()
+        }
+        return [worker for worker in self._workers() if worker not in starting]
 
     # -- their lives
 

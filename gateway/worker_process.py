@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Self, cast
+from typing import Final, Self, cast
 
 import orjson
 import structlog
@@ -14,7 +14,11 @@ import structlog
 from gateway.channel import DRAINING, RELOAD, SERVING, SNAPSHOT
 from gateway.metrics import Snapshot
 
-_LINE_BYTES_MAX = 16 * 1024 * 1024
+_LINE_BYTES_MAX: Final = 16 * 1024 * 1024
+_ALLOCATOR: Final = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+"""For glibc: keep the memory that a large read took, for the next one. Else it goes back to the system after each, and a MiB
+that passes costs 150 page faults: twice the CPU. What is set from outside wins."""
+
 
 log = structlog.get_logger("gateway.supervisor")
 
@@ -53,7 +57,7 @@ class WorkerProcess:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "gateway.server",
                 "--listen-fd", str(listen_fd), "--channel-fd", str(channel_fd), "--log-level", log_level,
-                pass_fds=(listen_fd, channel_fd), env=environment, stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(listen_fd, channel_fd), env={**_ALLOCATOR, **environment}, stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         except BaseException:
             ours.close()

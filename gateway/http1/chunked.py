@@ -26,6 +26,10 @@ Data = bytes | memoryview
 """Bytes of a body, or a view of such where a copy would cost: never kept, only measured, cut and written."""
 
 
+_BAD_SIZE: Final = "a chunk's size line is malformed or too long"
+_BAD_TRAILERS: Final = "the trailers are malformed or too long"
+
+
 class ChunkError(Exception):
     """The body is not well-formed chunked coding; the connection cannot be read any further."""
 
@@ -73,8 +77,10 @@ class ChunkedReader:
                 position = match.end()
                 self._remaining = int(match[1], 16)
                 self._overhead = max(self._overhead + length - 16 - 2 * self._remaining, 0)
-                if length > LINE_LENGTH_MAX or self._overhead > OVERHEAD_MAX:
-                    raise ChunkError("a chunk's size line is too long, or too many are")
+                if length > LINE_LENGTH_MAX:
+                    raise ChunkError(_BAD_SIZE)
+                if self._overhead > OVERHEAD_MAX:
+                    raise ChunkError("too many chunks cost more than they carry")
                 self._state = self._DATA if self._remaining else self._TRAILER
             elif self._state == self._DATA_END:
                 if data[position : position + 2] == b"\r\n":
@@ -93,7 +99,7 @@ class ChunkedReader:
     def _keep_unfinished_line(self, data: bytes, position: int) -> None:
         line = data[position : position + LINE_LENGTH_MAX + 1]
         if len(line) > LINE_LENGTH_MAX or _MAY_BECOME_SIZE.fullmatch(line) is None:
-            raise ChunkError("a chunk's size line is malformed or too long")
+            raise ChunkError(_BAD_SIZE)
         self._kept = line
 
     def _read_trailers(self, data: bytes, position: int) -> int:
@@ -105,9 +111,9 @@ class ChunkedReader:
             return match.end()
         trailers = data[position:]
         if len(trailers) > TRAILERS_LENGTH_MAX or b"\r\n\r\n" in trailers or trailers.startswith(b"\r\n"):
-            raise ChunkError("the trailers are malformed or too long")
+            raise ChunkError(_BAD_TRAILERS)
         if re.search(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00", trailers):
-            raise ChunkError("the trailers are malformed")
+            raise ChunkError(_BAD_TRAILERS)
         self._kept = trailers
         return len(data)
 

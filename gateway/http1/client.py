@@ -48,8 +48,10 @@ class ClientConnection(ClientEnd):
         """The client will send no more. It may still be reading: what is under way gets a moment to be answered."""
         exchange = self._exchange
         if exchange is None:
-            return False
-        if exchange.is_tunnel:
+            if not self._kept or self._scanned or self._is_lingering:
+                return False
+            self._eof_at = self._proxy.loop.time()  # whole requests wait to be looked at
+        elif exchange.is_tunnel:
             if self._body is not None:
                 self._body = None
                 exchange.on_request_end()
@@ -209,16 +211,19 @@ class ClientConnection(ClientEnd):
         settings = self._proxy.settings
         line_end = data.find(b"\r\n", start)
         try:
+            reject_early(data[: settings.head_bytes_max], start, self._scanned)
             if len(data) > settings.head_bytes_max:
                 if line_end < 0 or line_end > settings.target_bytes_max + 64:
                     raise HeadError(
                         414, f"The request target is longer than {settings.target_bytes_max} bytes."
                     )
                 raise HeadError(431, f"The head is longer than {settings.head_bytes_max} bytes.")
-            reject_early(data, start, self._scanned)
         except HeadError as error:
             self._proxy.metrics.events["bad_head"] += 1
             self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
+            return
+        if self._eof_at:  # its end will not come
+            self.close()
             return
         if not self._scanned:
             self._deadline = self._proxy.loop.time() + settings.head_timeout_s

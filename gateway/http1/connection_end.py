@@ -7,11 +7,12 @@ from typing import Final, cast
 
 from gateway.http1.chunked import Data
 
-WRITE_BUFFER_HIGH: Final = 131_072
+WRITE_BUFFER_HIGH: Final = 65_536
 """Bytes that may wait for the other end before whoever writes is told to stop."""
 
-COPIED_MAX: Final = 16_384
-"""Bytes of a body that are copied off or onto a head, rather than carried as a view and written apart: 2 µs of CPU at most."""
+COPIED_MAX: Final = 131_072
+"""Bytes of a body that are copied off or onto a head, rather than carried as a view and written apart. Two writes for one cost
+6 µs more than a copy of 64 KiB."""
 
 
 def behind(data: bytes, end: int) -> Data:

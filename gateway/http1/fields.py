@@ -133,17 +133,18 @@ class FieldError(Exception):
 class FieldLines(dict[bytes, Field]):
     """Field line, with its CRLF -> what it says. A line not seen before is read on the way."""
 
-    __slots__ = ("_kinds",)
+    __slots__ = ("_guarded", "_kinds")
 
     def __init__(self, kinds: dict[bytes, Kind]) -> None:
         super().__init__()
         self._kinds = kinds
+        self._guarded = frozenset(name for name, kind in kinds.items() if kind < Kind.PASS)
 
     def __missing__(self, line: bytes) -> Field:
         """Read a new line. Raises FieldError.
 
-        A name that only folds to a special one is dropped: upstreams behind CGI or WSGI read `X_Principal` as the hyphenated
-        name, and some of them `X.Principal` and `X!Principal` too.
+        A name that only folds to one that is not passed on is dropped: upstreams behind CGI or WSGI read `X_Principal` as the
+        hyphenated name, and some of them `X.Principal` and `X!Principal` too.
         """
         match = _FIELD_LINE.fullmatch(line)
         if match is None:
@@ -152,7 +153,7 @@ class FieldLines(dict[bytes, Field]):
         kind = self._kinds.get(name)
         if kind is None:
             folded = name.translate(_FOLDED)
-            kind = Kind.DROP if folded != name and folded in self._kinds else Kind.PASS
+            kind = Kind.DROP if folded != name and folded in self._guarded else Kind.PASS
         value = match[2].rstrip(b" \t")
         if kind in _VALUES:
             is_good, reason = _VALUES[kind]
@@ -174,7 +175,7 @@ class FieldLines(dict[bytes, Field]):
         lines = block.splitlines(keepends=True)
         if len(lines) > TRAILER_COUNT_MAX:
             raise FieldError("There are too many trailers.")
-        return b"".join(line for line in lines if self[line][0] is Kind.PASS and not holds_token(line))
+        return b"".join(line for line in lines if self[line][0] >= Kind.PASS and not holds_token(line))
 
 
 request_lines: Final = FieldLines(_REQUEST_KINDS)

@@ -125,14 +125,16 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 def reject_early(data: bytes, start: int = 0, scanned: int = 0) -> None:
     """Raise HeadError if an unfinished head, which begins at `start`, can no longer become a good one (a bare CR or LF, a
     NUL, another protocol). What lies before `scanned` was found harmless: a head in tiny pieces is looked at once.
+    Of two things that are wrong the first is told, however the head is cut into reads.
     """
-    if _BARE_LINE_END.search(data, max(start, scanned)):
-        raise HeadError(400, "A line of the head does not end in CR LF, or holds a control character.")
+    bare = _BARE_LINE_END.search(data, max(start, scanned))
     line_end = data.find(b"\r\n", start)
-    if line_end >= 0 and line_end + 2 > scanned:
+    if line_end >= 0 and line_end + 2 > scanned and (bare is None or bare.start() > line_end):
         line = data[start : line_end + 2]
         if _REQUEST_LINE.fullmatch(line) is None:
             raise _why_refused(line + b"\r\n")
+    if bare is not None:
+        raise HeadError(400, "A line of the head does not end in CR LF, or holds a control character.")
 
 
 def parse_request(head: bytes, *, field_count_max: int, target_length_max: int) -> RequestHead:
@@ -310,7 +312,7 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
                 if length != CLOSE_DELIMITED:
                     raise HeadError(502, _BAD_FRAMING)
                 length = int(value)
-                passed.append(line)
+                passed.append(b"Content-Length: %d\r\n" % length)
             elif kind is _IS_CONNECTION:
                 nominated += _connection_options(value)
             elif kind is Kind.TRANSFER_ENCODING:

@@ -41,7 +41,7 @@ class Probe:
         elif now >= self._due and not self._is_stopped:
             self._due = now + self._check.every_s
             self._is_asking, self._asked_at, self._status = True, now, 0
-            self._pool.borrow(self, fresh=True)
+            self._pool.connect_apart(self)
 
     def stop(self) -> None:
         self._is_stopped = True
@@ -50,8 +50,8 @@ class Probe:
             self._drop()
 
     def on_connection(self, connection: UpstreamConnection) -> None:
-        if not self._is_asking:
-            connection.release()
+        if not self._is_asking or self._connection is not None:  # it comes too late for its question
+            connection.abort()
             return
         self._connection = connection
         upstream = self._pool.upstream
@@ -61,8 +61,7 @@ class Probe:
         connection.begin(self, request, is_head_request=False)
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
-        # No place in the pool says nothing of the target.
-        self._end(None if error.kind == "full" else False, error.kind)
+        self._end(False, error.kind)
 
     def on_interim(self, head: ResponseHead) -> None:
         """Not the answer yet."""
@@ -89,17 +88,14 @@ class Probe:
         """Nothing waits."""
 
     def _drop(self) -> None:
-        self._pool.stop_waiting(self)
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
 
-    def _end(self, is_well: bool | None, why: str) -> None:
+    def _end(self, is_well: bool, why: str) -> None:
         if not self._is_asking:
             return
         self._is_asking = False
         self._drop()
-        if is_well is None:
-            return
         if self._pool.standing.note_check(self._loop.time(), is_well, self._check):
             self._on_change(self._pool, is_well, why)

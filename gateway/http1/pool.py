@@ -60,6 +60,7 @@ class UpstreamPool:
         self._idle: list[UpstreamConnection] = []
         self._open: set[UpstreamConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
+        self._apart: set[asyncio.Task[None]] = set()
         self._waiting: deque[Answering] = deque()
         self._opened_count = 0
         self._name_check_due = 0.0
@@ -96,6 +97,14 @@ class UpstreamPool:
         else:
             borrower.on_no_connection(ConnectionFailed("full", "too many requests wait for this upstream"))
         return None
+
+    def connect_apart(self, borrower: Answering) -> None:
+        """Open a connection for a health check: it takes nobody's place, waits for none, and is lent to nobody else."""
+        task = self._loop.create_task(
+            self._connect(borrower, is_apart=True), name=f"check {self.upstream.host}"
+        )
+        self._apart.add(task)
+        task.add_done_callback(self._apart.discard)
 
     def stop_waiting(self, borrower: object) -> None:
         """The borrower no longer needs a connection. (One that is being opened for it is kept for others.)"""
@@ -159,7 +168,7 @@ class UpstreamPool:
         """Close everything; for the end of the process."""
         self._is_retired = True
         self._waiting.clear()
-        for task in self._opening:
+        for task in self._opening | self._apart:
             task.cancel()
         for connection in list(self._open):
             connection.abort()
@@ -168,7 +177,7 @@ class UpstreamPool:
     def _has_room(self) -> bool:
         return len(self._open) + len(self._opening) < self._limits.connections_max
 
-    async def _connect(self, borrower: Answering) -> None:
+    async def _connect(self, borrower: Answering, *, is_apart: bool = False) -> None:
         """Open a connection for a borrower. What it counted for while it was opening is free again before anybody hears how
         that went, so that a failure makes room for the next who waits."""
         try:
@@ -180,7 +189,8 @@ class UpstreamPool:
             self._serve_waiting()
         else:
             self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self._open.add(connection)
+            if not is_apart:
+                self._open.add(connection)
             borrower.on_connection(connection)
 
     async def _opened(self) -> UpstreamConnection:

@@ -1,7 +1,7 @@
 """The addresses of upstreams' names, looked up again as they may have changed. Acts.
 
-Looked up for the first connection and, while connections are opened, again whenever what is known is older than `ttl_s`. A
-look-up that fails leaves what was known: an upstream must not vanish with its name server.
+A name is looked up for the first connection, and aside whenever what is known of it is older than `ttl_s` while connections are
+opened or kept. A look-up that fails, or hangs, leaves what was known: an upstream must not vanish with its name server.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
@@ -39,13 +40,9 @@ class Resolver:
         """The addresses of a host. Raises OSError if it has none, or nobody can say."""
         if _is_address(host):
             return (host,)
-        known = self._known.get(host)
-        if known is None or self._loop.time() >= known.until:
-            asking = self._asking.get(host)
-            if asking is None:
-                asking = self._asking[host] = self._loop.create_task(self._ask(host), name=f"resolve {host}")
-                asking.add_done_callback(lambda _: self._asking.pop(host, None))
-            await asyncio.shield(asking)
+        if host not in self._known:
+            await asyncio.shield(self._asking.get(host) or self._begin(host))
+        self.refresh(host)
         return self._known[host].addresses
 
     def is_current(self, host: str, address: str) -> bool:
@@ -54,11 +51,20 @@ class Resolver:
         return known is None or address in known.addresses
 
     def refresh(self, host: str) -> None:
-        """Look a name up again if what is known of it is old; for names that kept connections lead to."""
+        """Look a name up again, aside, if what is known of it is old: nobody waits for a name server that does not answer."""
         known = self._known.get(host)
         if known is not None and host not in self._asking and self._loop.time() >= known.until:
-            task = self._asking[host] = self._loop.create_task(self._ask(host), name=f"resolve {host}")
-            task.add_done_callback(lambda _: self._asking.pop(host, None))
+            self._begin(host)
+
+    def _begin(self, host: str) -> asyncio.Task[None]:
+        task = self._asking[host] = self._loop.create_task(self._ask(host), name=f"resolve {host}")
+        task.add_done_callback(partial(self._on_asked, host))
+        return task
+
+    def _on_asked(self, host: str, task: asyncio.Task[None]) -> None:
+        self._asking.pop(host, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have gone, and then nobody else looks
 
     def close(self) -> None:
         for asking in list(self._asking.values()):

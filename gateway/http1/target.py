@@ -100,7 +100,7 @@ def _normalise_path(path: bytes) -> tuple[bytes, str | None]:
         if segment == b"..":
             if kept:
                 kept.pop()
-        elif segment.startswith((b".;", b"..;")):
+        elif segment.replace(b"%3B", b";").startswith((b".;", b"..;")):
             raise HeadError(
                 400, "The path holds a dot segment with parameters, which can be read in more than one way."
             )

@@ -58,6 +58,12 @@ class TargetGroup:
     def size(self) -> int:
         return len(self.pools)
 
+    def has_others(self, tried: Collection[int]) -> bool:
+        """Whether a request that could not be sent to these targets can be tried at another one."""
+        return any(
+            standing.is_well and position not in tried for position, standing in enumerate(self._standings)
+        )
+
     def borrow(
         self, borrower: Answering, *, tried: Collection[int] = (), fresh: bool = False
     ) -> UpstreamConnection | None:

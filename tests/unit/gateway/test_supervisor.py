@@ -81,9 +81,9 @@ async def test_the_sum_is_over_all_workers_and_ready_means_all_of_them() -> None
             end.metrics.requests[("models", "completed", 2)] = 10**number
         snapshot = await over.snapshot()
         assert (served(snapshot), snapshot["gauges"]["workers"]) == (111, 3)
-        assert await over.is_ready()
+        assert await over.why_not_ready() is None
         ends[1].metrics.gauges["ready"] = 0
-        assert not await over.is_ready()
+        assert await over.why_not_ready() in ("2 of 3 workers admit", "1 of 2 workers admit")
 
 
 async def test_a_worker_that_falls_silent_keeps_its_counts_and_is_not_ready(
@@ -99,14 +99,14 @@ async def test_a_worker_that_falls_silent_keeps_its_counts_and_is_not_ready(
         for _ in range(3):
             snapshot = await over.snapshot()
             assert (served(snapshot), snapshot["gauges"]["workers"]) == (11, 1)
-            assert not await over.is_ready()
+            assert await over.why_not_ready() in ("2 of 3 workers admit", "1 of 2 workers admit")
         ends[1].metrics.requests[("models", "completed", 2)] = 8
         ends[1].may_speak.set()
         monkeypatch.setattr(supervisor, "_SNAPSHOT_TIMEOUT_S", 5.0)
         await over.snapshot()  # the answer to the question of before
         assert ends[1].asked == 2, "a worker that has not answered is not asked again"
         assert served(await over.snapshot()) == 14
-        assert await over.is_ready()
+        assert await over.why_not_ready() is None
 
 
 async def test_a_worker_that_hangs_up_keeps_its_counts() -> None:

@@ -178,6 +178,12 @@ def test_a_tampered_request_is_refused_or_read_alike(head: bytes) -> None:
     assert len(messages) == 1
 
 
+def with_plain_length(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """A field of an answer as it is passed on: its length is written anew."""
+    is_length = field[0].lower() == b"content-length"
+    return (b"Content-Length", b"%d" % int(field[1])) if is_length else field
+
+
 def answer_must_agree(head: bytes) -> bool:
     """Holds one answer against llhttp; True if both accept it."""
     try:
@@ -197,7 +203,7 @@ def answer_must_agree(head: bytes) -> bool:
     if ours.length != CLOSE_DELIMITED and has_body:
         assert not ours.keep_alive or theirs.keeps_alive
     passed = split_lines(ours.fields.split(b"\r\n")[:-1])
-    assert [pair for pair in theirs.fields if pair in passed] == passed
+    assert [pair for pair in map(with_plain_length, theirs.fields) if pair in passed] == passed
     return True
 
 
