@@ -113,8 +113,8 @@ class _TlsEntry(_Strict):
     @field_validator("server_name")
     @classmethod
     def _is_name(cls, name: str | None) -> str | None:
-        if name is not None and _HOST_NAME.fullmatch(name.lower()) is None:
-            raise ValueError(f"{name!r} is not a host's name")
+        if name is not None and _HOST_NAME.fullmatch(name.lower()) is None and not _is_ipv6(name):
+            raise ValueError(f"{name!r} is not a host's name or address")
         return name
 
     @model_validator(mode="after")

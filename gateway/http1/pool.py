@@ -223,7 +223,7 @@ class UpstreamPool:
             except OSError:  # TimeoutError is one
                 if left == 1:
                     raise
-        raise OSError("the name has no address")
+        raise AssertionError("a name that was resolved has an address")
 
     async def _opened_to(self, address: str) -> UpstreamConnection:
         _, connection = await self._loop.create_connection(

@@ -75,6 +75,8 @@ class Resolver:
         try:
             found = await self._loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+            if not addresses:
+                raise OSError("the name has no address")
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be nobody's
             if known is None:
                 raise error if isinstance(error, OSError) else OSError(str(error)) from None
