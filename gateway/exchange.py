@@ -208,9 +208,8 @@ class Exchange(Holding):
                 return  # we have said it
             self._continue_due = 0.0
         if self.head.minor == 1:
-            if head.length >= 0:
-                head.drop_length()
-            self.client.write(b"HTTP/1.1 %b\r\n%b\r\n" % (head.status_text, head.fields))
+            fields = head.fields_without_length() if head.length >= 0 else head.fields
+            self.client.write(b"HTTP/1.1 %b\r\n%b\r\n" % (head.status_text, fields))
 
     def on_answer_head(self, head: ResponseHead, has_body: bool, first: Data) -> None:
         now = self._proxy.loop.time()
@@ -218,11 +217,11 @@ class Exchange(Holding):
         self._proxy.metrics.upstream.observe(now - self._sent_at)
         self._status = head.status
         client = self.client
-        length = head.length
+        length, fields = head.length, head.fields
         framing = b""
         if length >= 0:
             if head.status == 204:
-                head.drop_length()
+                fields = head.fields_without_length()
         elif has_body:
             if self.head.minor == 1:
                 self._answer_chunked = True
@@ -238,7 +237,7 @@ class Exchange(Holding):
         if client.is_write_paused:  # by an answer before this one, so nobody will tell us
             self.on_client_full()
         pieces: list[Data] = [
-            b"HTTP/1.1 ", head.status_text, b"\r\n", head.fields, framing, client.connection_field(),
+            b"HTTP/1.1 ", head.status_text, b"\r\n", fields, framing, client.connection_field(),
             b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
         ]  # fmt: skip
         if not first:
@@ -367,8 +366,11 @@ class Exchange(Holding):
         if 0.0 < self._continue_due <= now and not (self._headed_at or self._bytes_in):
             self._continue_due = -1.0
             self.client.write(_CONTINUE)
+        still_s = now - self._touched
+        if still_s < self._lane.patience_s:
+            return
         waited_for = overdue(
-            now - self._touched, timeouts, self._proxy.settings.body_timeout_s,
+            still_s, timeouts, self._proxy.settings.body_timeout_s,
             is_tunnel=self._is_tunnel, client_is_full=self.client.is_write_paused,
             upstream_is_full=self.client.is_read_paused, body_done=self._body_done,
             answer_begun=self._headed_at > 0, answer_done=self._answer_done,

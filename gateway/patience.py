@@ -23,6 +23,13 @@ class Overdue(Enum):
     BETWEEN_BYTES = "the upstream does not go on with its answer"
 
 
+def least_patience_s(timeouts: Timeouts, body_timeout_s: float) -> float:
+    """How long anything may stand still before `overdue` need be asked."""
+    return min(
+        timeouts.first_byte_s, timeouts.between_bytes_s, timeouts.tunnel_idle_s, body_timeout_s, HALF_TUNNEL_S
+    )
+
+
 def overdue(
     still_s: float,
     timeouts: Timeouts,

@@ -28,6 +28,7 @@ from gateway.ledger import Caller, Ledger, admit_arguments
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics, Snapshot
 from gateway.networks import Networks
+from gateway.patience import least_patience_s
 from gateway.redis_pipe import PipeLost, RedisAddress, Reply
 from gateway.refusals import Reason, Refusal
 from gateway.routing import Route, RouteTable
@@ -62,6 +63,8 @@ class Lane:
     name: bytes
     targets: TargetGroup
     admit_arguments: bytes
+    patience_s: float
+    """What may stand still for less than this may do so whoever is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +153,9 @@ class Proxy:
             key = group_key(route)
             groups[key] = self._groups.get(key) or self._target_group(route)
             lanes[route.name] = Lane(
-                route, routes, route.name.encode(), groups[key], admit_arguments(route.hold, self.hold_ttl_ms)
-            )
+                route, routes, route.name.encode(), groups[key], admit_arguments(route.hold, self.hold_ttl_ms),
+                least_patience_s(route.timeouts, self.settings.body_timeout_s),
+            )  # fmt: skip
         for key in self._groups.keys() - groups.keys():
             self._groups[key].retire()
         self.routes, self.lanes, self._groups = routes, lanes, groups

@@ -94,9 +94,12 @@ class RequestHead:
     hop: HopFields | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # frozen would cost 1 µs an answer
 class ResponseHead:
-    """An upstream's head. `fields` is the block of lines to pass on, hop-by-hop ones removed; Content-Length stays."""
+    """An upstream's head, never changed: answers share it.
+
+    `fields` is the block of lines to pass on, hop-by-hop ones removed; Content-Length stays.
+    """
 
     status: int
     status_text: bytes
@@ -110,10 +113,10 @@ class ResponseHead:
     switches: bool = False
     """True if Connection nominates Upgrade."""
 
-    def drop_length(self) -> None:
-        """Remove Content-Length from what is passed on: a 1xx or 204 may not have one (RFC 9110 §8.6)."""
+    def fields_without_length(self) -> bytes:
+        """What is passed on of a 1xx or 204, which may not have a Content-Length (RFC 9110 §8.6)."""
         lines = self.fields.splitlines(keepends=True)
-        self.fields = b"".join(line for line in lines if answer_lines[line][0] is not _IS_CONTENT_LENGTH)
+        return b"".join(line for line in lines if answer_lines[line][0] is not _IS_CONTENT_LENGTH)
 
 
 def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
@@ -331,10 +334,8 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
         elif b"keep-alive" in nominated:
             keep_alive = True
         passed = _without(passed, nominated)
-    answer = ResponseHead(int(match[3]), match[2], b"".join(passed), length, keep_alive)
-    if upgrade:
-        answer.upgrade, answer.switches = upgrade, b"upgrade" in nominated
-    return answer
+    switches = bool(upgrade) and b"upgrade" in nominated
+    return ResponseHead(int(match[3]), match[2], b"".join(passed), length, keep_alive, upgrade, switches)
 
 
 def _why_refused(head: bytes) -> HeadError:

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from gateway.balancing import Standing
-from gateway.http1.resolver import Resolver
+from gateway.http1.head import ResponseHead
+from gateway.http1.resolver import Resolver, is_address
 from gateway.http1.upstream import Answering, ConnectionFailed, UpstreamConnection
 from gateway.routing import Ejection, Upstream
+
+REPEATED_ANSWER_MAX: Final = 2_048
+"""The longest head of an answer that is remembered for comparison with the next one of its target, in bytes."""
 
 _NAME_CHECKED_EVERY_S: Final = 1.0
 
@@ -63,8 +67,20 @@ class UpstreamPool:
         self._apart: set[asyncio.Task[None]] = set()
         self._waiting: deque[Answering] = deque()
         self._opened_count = 0
+        self._is_named = not is_address(upstream.host)
         self._name_check_due = 0.0
+        self._last_raw = b""
+        self._last_answer: ResponseHead | None = None
         self._is_retired = False
+
+    def known_answer(self, raw: bytes) -> ResponseHead | None:
+        """The reading of an answer's head, if it is the last one that was read, to the byte: within one second, in which Date
+        stays, many are. Comparing costs 0.05 µs, reading 2."""
+        return self._last_answer if raw == self._last_raw else None
+
+    def know_answer(self, raw: bytes, head: ResponseHead) -> None:
+        if len(raw) <= REPEATED_ANSWER_MAX:
+            self._last_raw, self._last_answer = raw, head
 
     @property
     def connections(self) -> int:
@@ -112,7 +128,7 @@ class UpstreamPool:
             self._waiting.remove(cast("Answering", borrower))
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        if self._is_retired or not self._resolver.is_current(self.upstream.host, connection.address):
+        if self._is_retired or (self._is_named and not self._is_current(connection)):
             connection.abort()
         elif self._waiting:
             self._waiting.popleft().on_connection(connection)
@@ -154,7 +170,7 @@ class UpstreamPool:
             self._name_check_due = now + _NAME_CHECKED_EVERY_S
             host = self.upstream.host
             self._resolver.refresh(host)
-            expired += [idle for idle in self._idle if not self._resolver.is_current(host, idle.address)]
+            expired += [idle for idle in self._idle if not self._is_current(idle)]
         for connection in expired:
             connection.abort()
 
@@ -172,6 +188,9 @@ class UpstreamPool:
             task.cancel()
         for connection in list(self._open):
             connection.abort()
+
+    def _is_current(self, connection: UpstreamConnection) -> bool:
+        return self._resolver.is_current(self.upstream.host, connection.address)
 
     @property
     def _has_room(self) -> bool:

@@ -38,7 +38,7 @@ class Resolver:
 
     async def addresses(self, host: str) -> tuple[str, ...]:
         """The addresses of a host. Raises OSError if it has none, or nobody can say."""
-        if _is_address(host):
+        if is_address(host):
             return (host,)
         if host not in self._known:
             await asyncio.shield(self._asking.get(host) or self._begin(host))
@@ -91,7 +91,8 @@ class Resolver:
         self._known[host] = _Known(addresses, self._loop.time() + self._ttl_s)
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether it need not be looked up."""
     try:
         ip_address(host)
     except ValueError:

@@ -220,11 +220,15 @@ class UpstreamConnection(ConnectionEnd):
             if end < 0:
                 self._kept = data
                 return
-            try:
-                head = parse_response(data[:end], field_count_max=FIELD_COUNT_MAX)
-            except HeadError:
-                self._fail()
-                return
+            raw = data[:end]
+            head = self.pool.known_answer(raw)
+            if head is None:
+                try:
+                    head = parse_response(raw, field_count_max=FIELD_COUNT_MAX)
+                except HeadError:
+                    self._fail()
+                    return
+                self.pool.know_answer(raw, head)
             if head.status >= 200:
                 self.keep_alive = head.keep_alive
                 self.pool.note_answer()
