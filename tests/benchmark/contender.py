@@ -21,13 +21,15 @@ class Contender(ABC):
     heads_differ: ClassVar[bool] = False
     """Is sent a head that differs from every one before, so that nothing remembered of the last one is of use."""
 
+    scheme: ClassVar[str] = "http"
+
     def __init__(self) -> None:
         self._child: Child | None = None
         self.port = 0
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @abstractmethod
     def absent(self) -> str | None:

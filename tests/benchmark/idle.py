@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tests.benchmark import load
+from tests.benchmark import load, whole_requests
 from tests.benchmark.contender import Contender
 from tests.benchmark.processes import BenchmarkFailed, resident_mib
 from tests.benchmark.rig import Rig
 
 CONNECTIONS = 5_000
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +46,18 @@ def measure(contender: Contender, rig: Rig, idle_mib: float) -> Memory:
 
 def _connect(port: int) -> socket.socket:
     try:
-        return socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S)
+        return whole_requests.connect(port)
     except OSError as error:
         raise BenchmarkFailed(f"an idle connection could not be opened: {error}") from error
 
 
 def _ask_each(sockets: Sequence[socket.socket], head: bytes) -> None:
+    buffer = bytearray(whole_requests.BUFFER_BYTES)
     for number, connection in enumerate(sockets):
         try:
             connection.sendall(head)
-            answer = _read_answer(connection)
+            status, _ = whole_requests.read_answer(connection, buffer)
         except OSError as error:
             raise BenchmarkFailed(f"idle connection {number} was dropped: {error}") from error
-        if not answer.startswith(b"HTTP/1.1 200 "):
-            raise BenchmarkFailed(f"idle connection {number} was answered {answer[:80]!r}")
-
-
-def _read_answer(connection: socket.socket) -> bytes:
-    """A whole answer: its head says how long the body is."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += _receive(connection)
-    head, _, body = answer.partition(b"\r\n\r\n")
-    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    missing = int(fields[b"content-length"]) - len(body)
-    while missing > 0:
-        missing -= len(_receive(connection))
-    return answer
-
-
-def _receive(connection: socket.socket) -> bytes:
-    data = connection.recv(65536)
-    if not data:
-        raise ConnectionError("closed by the gateway")
-    return data
+        if status != 200:
+            raise BenchmarkFailed(f"idle connection {number} was answered {status}")

@@ -7,6 +7,9 @@ import pwd
 from pathlib import Path
 
 OPEN_FILES = 20_000
+FILES, UPLOADS = "/files/", "/uploads"
+_ON_KEPT_CONNECTIONS = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+PASS = f"proxy_pass http://upstream; {_ON_KEPT_CONNECTIONS}"
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
@@ -43,4 +46,24 @@ def upstream_block(port: int) -> str:
 """
 
 
-PASS = 'proxy_pass http://upstream; proxy_http_version 1.1; proxy_set_header Connection "";'
+def upstream_server(port: int, folder: Path, answer: str, body_bytes_max: int) -> str:
+    """What the rig's upstream does: `answer` to every request; files of `folder`; and `answer` once it has read an upload.
+
+    `return` by itself would answer an upload first and read it afterwards. Passing the question on, without the body, makes
+    nginx wait for all of it, in memory.
+    """
+    return f"""{upstream_block(port)}  server {{
+    listen 127.0.0.1:{port} backlog=1024;
+    location / {{ default_type text/plain; return 200 "{answer}"; }}
+    location {FILES} {{ alias {folder}/; sendfile on; }}
+    location = {UPLOADS} {{
+      client_max_body_size {body_bytes_max};
+      client_body_buffer_size {body_bytes_max};
+      proxy_method GET;
+      proxy_pass_request_body off;
+      proxy_set_header Content-Length "";
+      proxy_pass http://upstream/;
+      {_ON_KEPT_CONNECTIONS}
+    }}
+  }}
+"""

@@ -102,10 +102,13 @@ class Nginx(_Peer):
         return None if program("nginx") else "nginx is not installed"
 
     def command(self, rig: Rig) -> list[str | Path]:
-        listens = f"  server {{ listen 127.0.0.1:{self.port} backlog=1024; location / {{ {nginx.PASS} }} }}\n"
-        http = nginx.upstream_block(rig.upstream_port) + listens
+        server = f"  server {{ {self.listens(rig)} location / {{ {nginx.PASS} }} }}\n"
+        http = nginx.upstream_block(rig.upstream_port) + server
         config = nginx.write_configuration(rig.folder, self.name, http)
         return [program("nginx") or "nginx", "-p", rig.folder, "-c", config]
+
+    def listens(self, rig: Rig) -> str:
+        return f"listen 127.0.0.1:{self.port} backlog=1024;"
 
 
 class HAProxy(_Peer):

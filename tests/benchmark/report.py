@@ -7,28 +7,15 @@ from dataclasses import asdict, dataclass, field
 
 import orjson
 
-from tests.benchmark import rounds
+from tests.benchmark import report_duels, rounds
 from tests.benchmark.drain import DrainRate
+from tests.benchmark.duel import Duel
 from tests.benchmark.idle import Memory
 from tests.benchmark.rounds import Sample, Summary
+from tests.benchmark.verdict import Verdict, at_least, at_most
 
 WHOLE_JOB, LOGGED, LUA, ENVOY = "whole-job", "whole-job-logged", "nginx-lua", "envoy"
 _OTHERS_SHARE_QUIET = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One goal: what was wanted, what was measured (None: not measured), and whether it holds."""
-
-    goal: str
-    measured: float | None
-    holds: bool | None
-    remark: str = ""
-
-    def line(self) -> str:
-        if self.measured is None:
-            return f"  not measured  {self.goal}"
-        return f"  {'met' if self.holds else 'MISSED':<12}  {self.goal}: {self.measured:,.2f}{self.remark}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +29,8 @@ class Results:
     failures: Sequence[str] = ()
     memory: Memory | None = None
     drain: DrainRate | None = None
+    bodies: Duel | None = None
+    tls: Duel | None = None
 
     @property
     def summaries(self) -> dict[str, Summary]:
@@ -52,16 +41,12 @@ class Results:
         found = [
             f"{name}: {problem}" for name, summary in self.summaries.items() for problem in summary.problems
         ]
-        return [*self.failures, *found, *(self.drain.problems if self.drain else ())]
+        for part in (self.drain, self.bodies, self.tls):
+            found += part.problems if part else ()
+        return [*self.failures, *found]
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    def at_most(goal: str, measured: float | None, bound: float) -> Verdict:
-        return Verdict(goal, measured, None if measured is None else measured <= bound)
-
-    def at_least(goal: str, measured: float | None, bound: float) -> Verdict:
-        return Verdict(goal, measured, None if measured is None else measured >= bound)
-
     whole = results.summaries.get(WHOLE_JOB)
     memory, drain = results.memory, results.drain
     return [
@@ -72,6 +57,7 @@ def verdicts(results: Results) -> list[Verdict]:
         at_most(
             "a worker with 5 000 idle connections < 150 MiB", memory.holding_mib if memory else None, 150
         ),
+        *report_duels.body_verdicts(results.bodies),
     ]
 
 
@@ -88,7 +74,12 @@ def _throughput(whole: Summary | None) -> Verdict:
 
 
 def text(results: Results) -> str:
-    lines = [*results.conditions, "", *_table(results), "", *_details(results), ""]
+    parts = [results.conditions, _table(results), _details(results)]
+    if results.bodies:
+        parts.append(report_duels.bodies_table(results.bodies))
+    if results.tls:
+        parts.append(report_duels.tls_table(results.tls))
+    lines = [line for part in parts if part for line in (*part, "")]
     lines += [verdict.line() for verdict in verdicts(results)]
     if results.problems:
         lines += [
@@ -100,6 +91,8 @@ def text(results: Results) -> str:
 
 
 def _table(results: Results) -> list[str]:
+    if not results.samples and not results.absent:
+        return []
     left = f"{'contender':<17} {'what it does':<25} {'CPU µs':>7} {'/ Envoy':>8}"
     lines = [f"{left} {'requests/s':>11} {'p50 ms':>7} {'p99 ms':>7} {'core busy':>9}"]
     for name, one in results.summaries.items():
@@ -113,7 +106,10 @@ def _table(results: Results) -> list[str]:
 
 def _details(results: Results) -> list[str]:
     lines = []
-    others = max((one.others_share for one in results.summaries.values()), default=0.0)
+    measured = [*results.summaries.values()]
+    for duel in (results.bodies, results.tls):
+        measured += [one for what in duel.samples for one in duel.summaries(what).values()] if duel else ()
+    others = max((one.others_share for one in measured), default=0.0)
     if others > _OTHERS_SHARE_QUIET:
         lines.append(
             f"The machine was not quiet: others had up to {others:.0%} of the contender's core. Run it again."
@@ -154,6 +150,8 @@ def to_json(results: Results) -> bytes:
         "absent": dict(results.absent),
         "memory": results.memory and asdict(results.memory),
         "drain": results.drain and {**asdict(results.drain), "rate": results.drain.rate},
+        "bodies": results.bodies and report_duels.to_json(results.bodies),
+        "tls": results.tls and report_duels.to_json(results.tls),
         "verdicts": [asdict(verdict) for verdict in verdicts(results)],
         "problems": results.problems,
     }

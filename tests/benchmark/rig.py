@@ -23,6 +23,11 @@ from tests.benchmark.upstream import BODY
 # Rewriting the append-only file forks Redis at an unforeseeable moment. The rounds do it between themselves.
 _REDIS_SETTINGS = {"auto-aof-rewrite-percentage": "0"}
 
+FILES = "files"
+"""The folder in the rig's whose files the upstream serves, under `nginx.FILES`; it is made only where nginx is the upstream."""
+
+UPLOAD_BYTES_MAX = 128 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Rig:
@@ -54,9 +59,9 @@ def _start_upstream(folder: Path, core: int) -> tuple[Child, int, str]:
         command: list[str | Path] = [sys.executable, "-m", "tests.benchmark.upstream", str(port)]
         kind = "a small uvloop server"
     else:
-        answer = f'return 200 "{BODY.decode().strip()}\\n";'
-        location = f"location / {{ default_type text/plain; {answer} }}"
-        server = f"  server {{ listen 127.0.0.1:{port} backlog=1024; {location} }}\n"
+        served = folder / FILES
+        served.mkdir()
+        server = nginx.upstream_server(port, served, BODY.decode().replace("\n", "\\n"), UPLOAD_BYTES_MAX)
         config = nginx.write_configuration(folder, "upstream", server)
         command = [nginx_program, "-p", folder, "-c", config]
         kind = "nginx"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import redis
 
-from tests.benchmark import load, rules
+from tests.benchmark import rules
 from tests.benchmark.contender import Contender
-from tests.benchmark.load import Load
+from tests.benchmark.load import Load, Offer
 from tests.benchmark.processes import BenchmarkFailed, core_busy_seconds, cpu_seconds, wait_for
 from tests.benchmark.rig import Rig
 
@@ -49,46 +49,35 @@ class Sample:
     problems: tuple[str, ...]
 
 
-def warm_up(contenders: Sequence[Contender], rig: Rig, connections: int) -> None:
-    """A second of load for each, not counted: connections, caches, scripts."""
-    for contender in contenders:
-        measure(contender, rig, seconds=1, connections=connections)
-
-
 def rotate(
     contenders: Sequence[Contender],
     rig: Rig,
+    offers: Mapping[str, Offer],
     *,
     rounds: int,
-    seconds: int,
-    connections: int,
     progress: Callable[[str], None],
-) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+) -> dict[str, dict[str, list[Sample]]]:
+    """For each offer and each contender one Sample a round."""
+    samples: dict[str, dict[str, list[Sample]]] = {
+        what: {contender.name: [] for contender in contenders} for what in offers
+    }
     for number in range(rounds):
-        for contender in contenders:
-            progress(f"round {number + 1} of {rounds}: {contender.name}")
-            samples[contender.name].append(measure(contender, rig, seconds=seconds, connections=connections))
+        for what, offer in offers.items():
+            for contender in contenders:
+                progress(f"round {number + 1} of {rounds}: {what}, {contender.name}")
+                samples[what][contender.name].append(measure(contender, rig, offer))
     return samples
 
 
-def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -> Sample:
-    """One turn. Raises BenchmarkFailed when wrk gives no figures."""
+def measure(contender: Contender, rig: Rig, offer: Offer) -> Sample:
+    """One turn. Raises BenchmarkFailed when the load gives no figures."""
     charged, client = contender.charged(rig), rig.client
     pids, working = contender.pids(), contender.working_pids()
     before = rules.books(client, charged)
     rules.ask(client, "CONFIG", "RESETSTAT")
     cpu = cpu_seconds([*pids, rig.redis_pid])
     busy_s, started = core_busy_seconds(rig.proxy_core), time.monotonic()
-    got = load.drive(
-        contender.address,
-        charged.token,
-        seconds=seconds,
-        connections=connections,
-        core=rig.load_core,
-        folder=rig.folder,
-        heads_differ=contender.heads_differ,
-    )
+    got = offer.drive(contender, rig)
     busy_s, took_s = core_busy_seconds(rig.proxy_core) - busy_s, time.monotonic() - started
     problems = _unsettled(client, charged) if contender.charges else []
     same = contender.pids() == pids
@@ -103,7 +92,7 @@ def measure(contender: Contender, rig: Rig, *, seconds: int, connections: int) -
     work = None
     if contender.charges:
         work = _redis_work(client, spent_us[rig.redis_pid], requests)
-        problems += _unbalanced(before, rules.books(client, charged), got.requests, connections)
+        problems += _unbalanced(before, rules.books(client, charged), got.requests, offer.unfinished_max)
         _tidy(client, charged)
     return Sample(
         load=got,
@@ -127,11 +116,11 @@ def _unsettled(client: redis.Redis, charged: rules.Charged) -> list[str]:
     return []
 
 
-def _unbalanced(before: rules.Books, after: rules.Books, requests: int, connections: int) -> list[str]:
-    """Every answered request is one event and one price; wrk leaves at most one more a connection unanswered."""
+def _unbalanced(before: rules.Books, after: rules.Books, requests: int, unfinished_max: int) -> list[str]:
+    """Every answered request is one event and one price; the load may have left some more unanswered."""
     problems = []
     events, spent = after.events - before.events, after.spent - before.spent
-    if not requests <= events <= requests + connections:
+    if not requests <= events <= requests + unfinished_max:
         problems.append(f"{requests} requests left {events} events")
     # A request whose client left is an event too, and may cost less.
     if not requests * rules.PRICE_MICROCREDITS <= spent <= events * rules.PRICE_MICROCREDITS:
@@ -197,9 +186,15 @@ def summarize(samples: Sequence[Sample]) -> Summary:
     )
 
 
-def ratio(samples: Mapping[str, Sequence[Sample]], name: str, to: str) -> float | None:
-    """Median over the rounds of CPU of `name` / CPU of `to` in the same round; None if either did not run."""
+def ratios(samples: Mapping[str, Sequence[Sample]], name: str, to: str) -> list[float]:
+    """CPU a request of `name` / that of `to` in the same round, for each round; empty if either did not run."""
     pairs = list(zip(samples.get(name, ()), samples.get(to, ()), strict=False))
-    if not pairs or any(base.cpu_us == 0 for _, base in pairs):
-        return None
-    return statistics.median(sample.cpu_us / base.cpu_us for sample, base in pairs)
+    if any(base.cpu_us == 0 for _, base in pairs):
+        return []
+    return [sample.cpu_us / base.cpu_us for sample, base in pairs]
+
+
+def ratio(samples: Mapping[str, Sequence[Sample]], name: str, to: str) -> float | None:
+    """The median of `ratios`; None if either did not run."""
+    found = ratios(samples, name, to)
+    return statistics.median(found) if found else None

@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from control.embedded import EmbeddedServerFailed
-from tests.benchmark import drain, idle, rounds
+from tests.benchmark import bodies, drain, idle, rounds, tls
 from tests.benchmark.contender import Contender
 from tests.benchmark.drain import DrainRate
+from tests.benchmark.duel import Duel
 from tests.benchmark.idle import Memory
+from tests.benchmark.load import Wrk
 from tests.benchmark.lua import NginxLua
 from tests.benchmark.peers import Aiohttp, Envoy, HAProxy, Nginx
 from tests.benchmark.processes import BenchmarkFailed
@@ -28,8 +30,9 @@ CONTENDERS: tuple[type[Contender], ...] = (
     WholeJobVaried,
     WholeJobLogged,
 )
-DRAIN, IDLE = "drain", "idle"
-PARTS = (*(contender.name for contender in CONTENDERS), DRAIN, IDLE)
+DRAIN, IDLE, BODIES, TLS = "drain", "idle", "bodies", "tls"
+PARTS = (*(contender.name for contender in CONTENDERS), IDLE, DRAIN, BODIES, TLS)
+_SMALL = "500 bytes"
 
 Progress = Callable[[str], None]
 
@@ -43,6 +46,11 @@ class Plan:
     connections: int
     parts: frozenset[str]
 
+    @property
+    def short_seconds(self) -> int:
+        """Of a turn where there are many loads."""
+        return max(1, self.seconds // 2)
+
 
 @dataclass(slots=True)
 class _Found:
@@ -53,6 +61,8 @@ class _Found:
     samples: dict[str, list[rounds.Sample]] = field(default_factory=dict)
     memory: Memory | None = None
     drained: DrainRate | None = None
+    bodies: Duel | None = None
+    tls: Duel | None = None
 
     @contextmanager
     def noting(self, part: str) -> Iterator[None]:
@@ -70,6 +80,17 @@ def measure(on: Rig, plan: Plan, progress: Progress) -> Results:
         progress(f"draining {drain.EVENTS} events")
         with found.noting(DRAIN):
             found.drained = drain.measure(on)
+    if BODIES in plan.parts:
+        with found.noting(BODIES):
+            found.bodies = bodies.measure(
+                on, seconds=plan.short_seconds, turns=plan.rounds, progress=progress
+            )
+    if TLS in plan.parts:
+        with found.noting(TLS):
+            found.tls = tls.measure(
+                on, seconds=plan.short_seconds, turns=plan.rounds, connections=plan.connections,
+                progress=progress,
+            )  # fmt: skip
     return Results(
         conditions=_conditions(on, plan),
         does={contender.name: contender.does for contender in CONTENDERS},
@@ -78,6 +99,8 @@ def measure(on: Rig, plan: Plan, progress: Progress) -> Results:
         failures=found.failures,
         memory=found.memory,
         drain=found.drained,
+        bodies=found.bodies,
+        tls=found.tls,
     )
 
 
@@ -93,16 +116,13 @@ def _race(on: Rig, plan: Plan, progress: Progress, found: _Found) -> None:
                 running.append(contender)
         gateway = next((contender for contender in running if isinstance(contender, WholeJob)), None)
         idle_mib = idle.worker_mib(gateway) if gateway else 0.0
-        progress("warming up")
-        rounds.warm_up(running, on, plan.connections)
-        found.samples = rounds.rotate(
-            [contender for contender in running if contender.name in plan.parts],
-            on,
-            rounds=plan.rounds,
-            seconds=plan.seconds,
-            connections=plan.connections,
-            progress=progress,
-        )
+        if running:
+            progress("warming up")
+        for contender in running:
+            rounds.measure(contender, on, Wrk(1, plan.connections))
+        racing = [contender for contender in running if contender.name in plan.parts]
+        offers = {_SMALL: Wrk(plan.seconds, plan.connections)}
+        found.samples = rounds.rotate(racing, on, offers, rounds=plan.rounds, progress=progress)[_SMALL]
         if gateway and IDLE in plan.parts:
             progress(f"opening {idle.CONNECTIONS} idle connections")
             with found.noting(IDLE):
@@ -130,5 +150,6 @@ def _conditions(on: Rig, plan: Plan) -> list[str]:
     return [
         f"{offered}; rounds in rotation: {plan.rounds} of {plan.seconds} s each; medians.",
         cores,
+        f"Bodies and TLS, where there are many loads: rounds of {plan.short_seconds} s.",
         "CPU µs: user + system time of the contender per request answered. / Envoy: median of the rounds' ratios.",
     ]
