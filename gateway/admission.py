@@ -83,9 +83,7 @@ class Admission:
         if len(token) != TOKEN_LENGTH:
             self._refuse(INVALID)
             return
-        if b"tk_" in b"".join(
-            head.fields
-        ):  # perhaps this token, or another one, in a field that would be passed on
+        if b"tk_" in b"".join(head.fields):  # perhaps a token, this one or another, that would be passed on
             head.fields = [line for line in head.fields if not holds_token(line)]
         directory = self._proxy.directory
         self._digest = digest = directory.digest(token)

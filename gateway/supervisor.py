@@ -170,9 +170,7 @@ class Supervisor:
                 )
             else:
                 place.worker = worker
-                if (
-                    self.is_stopping
-                ):  # since it was being started: whoever stops the workers did not see this one
+                if self.is_stopping:  # since it was being started: whoever stops the workers did not see it
                     worker.tell_to_stop()
                 await worker.leaving.wait()
                 self._leaving[worker] = asyncio.create_task(self._see_off(worker), name="see worker off")

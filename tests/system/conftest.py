@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from tests.system.installation import Addresses, Gateway, Installation, another_
 from tests.system.loop_thread import LoopThread
 from tests.system.recording_upstream import RecordingUpstream
 from tests.system.running import Running, remove_data
+from tests.system.scripted_upstream import ScriptedUpstream, routes_to, scripted
 
 ROUTES = """
 [[route]]
@@ -196,6 +198,34 @@ def gateway_with(addresses: Addresses, data_dir: Path, routes: Path) -> Iterator
             )
 
         yield begin
+
+
+@pytest.fixture(scope="session")
+def far_listener() -> Iterator[socket.socket]:
+    """Where the routes of `tunnel_routes` lead: see `far_end`."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        yield listener
+
+
+@pytest.fixture(scope="session")
+def tunnel_routes(far_listener: socket.socket, data_dir: Path) -> Path:
+    path = data_dir / "tunnels.toml"
+    path.write_text(routes_to(far_listener))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tunnel_gateway(addresses: Addresses, data_dir: Path, tunnel_routes: Path) -> Iterator[Gateway]:
+    """One more gateway, of all tests of a module, before an upstream of which they say every byte."""
+    log = data_dir / "gateways.log"
+    with another_gateway(addresses.redis, data_dir / "pepper", log, tunnel_routes) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def far_end(far_listener: socket.socket) -> AsyncIterator[ScriptedUpstream]:
+    async with scripted(far_listener) as upstream:
+        yield upstream
 
 
 @pytest.fixture(autouse=True)

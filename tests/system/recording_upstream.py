@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -68,21 +69,23 @@ def fold(name: str) -> str:
 
 
 class RecordingUpstream:
-    """Listens on 127.0.0.1 in a loop thread of the caller's."""
+    """Listens in a loop thread of the caller's, with a context for it over TLS."""
 
-    def __init__(self, thread: LoopThread) -> None:
+    def __init__(
+        self, thread: LoopThread, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._thread = thread
         self.seen: list[Seen] = []
         self.errors: list[str] = []
         """What reached it that is not a request."""
         self._connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server = thread.run(self._listen())
+        self._server = thread.run(self._listen(host, port, tls))
         self.port: int = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"
 
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_HEAD_LIMIT, backlog=4096)
+    async def _listen(self, host: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, host, port, limit=_HEAD_LIMIT, backlog=4096, ssl=tls)
 
     def close(self) -> None:
         self._thread.run(self._close())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,8 +41,12 @@ class Wire:
         self.writer = writer
 
     @classmethod
-    async def open(cls, port: int) -> Self:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 22))
+    async def open(cls, port: int, *, tls: ssl.SSLContext | None = None, source: str | None = None) -> Self:
+        """Connect, with a TLS handshake if there is a context for it; `source` is the address to come from."""
+        local = (source, 0) if source is not None else None
+        return cls(
+            *await asyncio.open_connection("127.0.0.1", port, limit=1 << 22, ssl=tls, local_addr=local)
+        )
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -114,8 +119,10 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(port: int) -> AsyncIterator[Wire]:
-    opened = await Wire.open(port)
+async def wire(
+    port: int, *, tls: ssl.SSLContext | None = None, source: str | None = None
+) -> AsyncIterator[Wire]:
+    opened = await Wire.open(port, tls=tls, source=source)
     try:
         yield opened
     finally:
@@ -138,3 +145,16 @@ def request(
     if body:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+async def metric(management_port: int, sample: str) -> float:
+    """A sample of /metrics, named with all its labels as it is printed; 0 if there is none."""
+    async with wire(management_port) as client:
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: gateway.test\r\nConnection: close\r\n\r\n")
+        text = (await client.answer()).body.decode()
+    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(sample + " ")), 0.0)
+
+
+async def event_count(management_port: int, event: str) -> int:
+    """How often a gateway has counted this event."""
+    return int(await metric(management_port, f'tollkeeper_events_total{{event="{event}"}}'))
