@@ -14,6 +14,8 @@ from tests.unit.gateway.world import ANSWER, AUTHORIZATION, HOST, TOKEN, World, 
 
 NO_TOKEN = b"GET /x HTTP/1.1\r\n" + HOST + b"\r\n"
 NO_TOKEN_BODY = b"POST /x HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
+UPGRADE = get(b"/x", b"Connection: Upgrade", b"Upgrade: echo")
+GRANT = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
 WELL_FORMED = (
     get(), get(b"/a/../b?c=d", b"X-A: 1"), b"\r\n" + get(b"/after-an-empty-line"), post(b""), post(b"hello"),
     post_chunked(b"3\r\nabc\r\n0\r\n\r\n"), post_chunked(b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nSum: 1\r\n\r\n"),
@@ -28,6 +30,10 @@ LAST = (
     get(b"/x").replace(b"HTTP/1.1", b"HTTP/1.0"), b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", post(b"abc")[:-1],
     get(b"/%2F"), get(b"/x", b"Expect: never"), get(b"/x", b"Host: again"),
     get(b"/x", b"Content-Length: 1", b"Content-Length: 1"),
+    post_chunked(b"1\r\na\r\n0\r\nSum: 1\r\nX-Principal: forged\r\nSum_2: 2\r\n\r\n"),
+    post_chunked(b"1\r\na\r\n0\r\nSum : 1\r\n\r\n") + get(), post_chunked(b"0\r\nHost: a b\r\n\r\n") + get(),
+    UPGRADE + get(b"/early"), get(b"/x", b"Connection: Upgrade", b"Upgrade: websocket") + b"\x81\x05hello",
+    post(b"abc", b"Connection: Upgrade", b"Upgrade: echo") + get(b"/early"),
 )  # fmt: skip
 
 
@@ -82,6 +88,76 @@ def test_byte_by_byte_is_read_like_all_at_once(request_: bytes) -> None:
     data = request_ + b"\r\n" + get(b"/second") + b"GET /\x00"
     bytewise = [(data[at : at + 1], True) for at in range(len(data))]
     assert serve(bytewise) == serve([(data, True)])
+
+
+TAMPERING = (
+    b"", b"\r", b"\n", b"\r\n", b" ", b"\t", b"\x00", b":", b",", b";", b"0", b"1", b"x", b"_", b"\xff", b"\r\n\r\n",
+    b"\r\n ", b"\r\nContent-Length: 1", b"\r\nTransfer-Encoding: chunked", b"\r\nHost: b", b"HTTP/1.0", b"/../", b"%2f",
+    b"\r\nUpgrade: a",
+)  # fmt: skip
+
+
+@st.composite
+def tampered(draw: st.DrawFn) -> tuple[bytes, list[tuple[bytes, bool]]]:
+    """A conversation in which up to three places were changed by what smuggling is made of, in any split, at any pace."""
+    data = b"".join(draw(st.lists(st.sampled_from(WELL_FORMED), min_size=1, max_size=3)))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(st.sampled_from(TAMPERING)) + data[at + draw(st.integers(0, 2)) :]
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
+    bounds = [0, *cuts, len(data)]
+    pieces = [data[start:end] for start, end in pairwise(bounds) if start != end]
+    return data, [(piece, draw(st.booleans())) for piece in pieces]
+
+
+@settings(max_examples=150, deadline=None)
+@given(tampered())
+def test_what_was_tampered_with_is_answered_and_passed_on_alike_in_any_split(
+    conversation: tuple[bytes, list[tuple[bytes, bool]]],
+) -> None:
+    data, reads = conversation
+    assert serve(reads) == serve([(data, True)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/2.0\r\nHost: a\nX: y\r\n\r\n", b"%b / HTTP/1.1\r\nX: y\nHost: a\r\n\r\n" % (b"M" * 40),
+        b"GET /%b HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n" % (b"a" * 9000), b"GET / HTTP/1.1\r\n" + b"X: y\n" * 200 + b"\r\n",
+        b"GET / HTTP/3\r\nX: " + b"y" * 40_000, b"GET / HTTP/1.1\r\nX: \x00" + b"y" * 40_000, b"\r\n\x00" + b"y" * 40_000,
+    ],
+    ids=lambda data: repr(data[:30]),
+)  # fmt: skip
+def test_of_two_things_that_are_wrong_the_first_is_told_in_any_split(data: bytes) -> None:
+    at_once = serve([(data, True)])
+    for size in (10, 1_000):
+        assert serve([(data[at : at + size], False) for at in range(0, len(data), size)]) == at_once
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.binary(max_size=40))
+def test_what_follows_a_granted_upgrade_is_the_tunnels_in_any_split(
+    draws: st.DataObject, stream: bytes
+) -> None:
+    data = UPGRADE + stream + get(b"/no-request")
+    cuts = sorted(draws.draw(st.lists(st.integers(0, len(data)), max_size=6)))
+    with World() as world:
+        world.upstream.answers = lambda read: GRANT if read.leaves_http else b""
+        client = world.client()
+        for start, end in pairwise([0, *cuts, len(data)]):
+            client.say(data[start:end])
+            if draws.draw(st.booleans()):
+                world.settle_down()
+        client.end()
+        world.settle_down()
+        (line,) = world.upstream.lines
+        assert bytes(line.sent).partition(b"\r\n\r\n")[2] == stream + get(b"/no-request")
+        assert line.has_ended
+        assert client.sent.count(b"HTTP/1.1 ") == 1
+        line.end()
+        world.settle_down()
+        world.check_books()
+        assert client.is_lost
 
 
 def answers_to(client: Line) -> list[Read]:
