@@ -162,7 +162,7 @@ class Exchange(Holding):
         self._touched = self._proxy.loop.time()
         if self._is_tunnel:
             if not connection.write_eof():
-                self._answer_done = True  # over TLS that can only be said by closing: the tunnel ends as a whole
+                self._answer_done = True  # over TLS that is said by closing: the tunnel ends as a whole
         elif self.head.length == CHUNKED:
             connection.write(last_chunk(self.client.trailers))
         if self._answer_done:

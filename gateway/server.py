@@ -15,6 +15,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -30,6 +31,7 @@ from gateway.settings import load_settings
 from gateway.tls import TlsFilesError
 
 LISTEN_BACKLOG = 4096
+LAST_WORD_S = 1.0
 
 log = structlog.get_logger("gateway.worker")
 
@@ -42,6 +44,7 @@ class Channel(asyncio.Protocol):
         self._reload = reload
         self._stop = stop
         self._transport: asyncio.WriteTransport | None = None
+        self._is_closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's do not derive from asyncio's
@@ -55,11 +58,21 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
+        self._is_closed.set()
         self._stop.set()
 
     def say(self, line: bytes) -> None:
         if self._transport is not None:
             self._transport.write(line + b"\n")
+
+    async def say_last(self) -> None:
+        """Say once more what was counted, all of it now, and hang up; if the supervisor listens yet."""
+        if self._transport is not None:
+            self.say(orjson.dumps(self._proxy.snapshot()))
+            self._transport.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_S):
+                    await self._is_closed.wait()
 
 
 class UnexpectedErrors:
@@ -117,6 +130,7 @@ async def serve(listen_fd: int, channel_fd: int) -> None:
     acceptor.finish()
     await drain(proxy, settings.drain_timeout_s)
     await proxy.close()
+    await channel.say_last()
     log.info("worker_stopped")
 
 

@@ -155,10 +155,13 @@ class ClientEnd(ConnectionEnd):
         self.on_exchange_end()
 
     def break_off(self) -> None:
-        """End an answer in the middle: what was written is still sent, and the missing end says that it is broken."""
-        self._exchange = None
+        """End an answer in the middle: what was written is still sent, and the missing end says that it is broken. Where the
+        end of the connection would be a good end of the answer, a reset says so."""
+        exchange, self._exchange = self._exchange, None
         self._closes = True
-        if self._transport is not None:
+        if exchange is not None and exchange.head.minor == 0:
+            self.reset()
+        elif self._transport is not None:
             self._deadline = self._proxy.loop.time() + LINGER_S
             self._transport.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Final, cast
 
 from gateway.http1.chunked import Data
@@ -72,6 +74,14 @@ class ConnectionEnd(asyncio.Protocol):
         """End the connection once everything is sent."""
         if self._transport is not None:
             self._transport.close()
+
+    def reset(self) -> None:
+        """End the connection now, and so that the other end takes it for no end in order."""
+        if self._transport is not None:
+            connection = self._transport.get_extra_info("socket")
+            if connection is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
 
     def abort(self) -> None:
         """End the connection now."""

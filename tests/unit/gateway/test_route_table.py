@@ -7,7 +7,7 @@ import pytest
 from gateway.contract.money import Microcredits
 from gateway.pricing import Price
 from gateway.route_table import SettingsError, load_routes, parse_upstream
-from gateway.routing import Route, RouteTable, Timeouts, Upstream
+from gateway.routing import Ejection, HealthCheck, Route, RouteTable, Timeouts, Upstream, UpstreamTls
 
 EVERY_WORD = """
 [[route]]
@@ -57,6 +57,23 @@ def test_every_word_of_the_design_is_understood(tmp_path: Path) -> None:
 def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     (route,) = table(tmp_path, SMALLEST).routes
     assert route == Route("a", b"/", (Upstream("http", "a", 80),))
+
+
+def test_an_empty_list_of_meters_is_none(tmp_path: Path) -> None:
+    assert table(tmp_path, SMALLEST + "price.meters = []").routes[0].price == Price()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("[2001:DB8::1]", b"[2001:db8::1]"), ("10.0.0.1", b"10.0.0.1")]
+)
+def test_a_host_may_be_an_address(tmp_path: Path, host: str, expected: bytes) -> None:
+    assert table(tmp_path, SMALLEST + f"host = '{host}'").routes[0].host == expected
+
+
+@pytest.mark.parametrize("host", ["[zz]", "[10.0.0.1]", "[::1", "::1", "[]", "[::1]:80"])
+def test_what_only_looks_like_an_address_is_no_host(tmp_path: Path, host: str) -> None:
+    (said,) = problems(tmp_path, SMALLEST + f"host = '{host}'")
+    assert said.startswith("route a: host: ")
 
 
 def test_a_hold_is_the_price_of_a_request_unless_it_is_given(tmp_path: Path) -> None:
@@ -197,3 +214,134 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
             load_routes(path)
         assert str(path) in str(caught.value)
+
+
+# -- targets, and what is asked of connections
+
+
+TARGETS = """
+[[route]]
+name = "artifacts"
+path = "/artifacts/"
+upstream = ["https://10.0.0.5:8443/store", "http://[::1]:80", "https://files.example"]
+raw_path = true
+upgrade = false
+client_certificate = true
+[route.timeouts]
+connect_s = 0.5
+tunnel_idle_s = 601
+half_closed_s = 0
+[route.tls]
+ca = "ca.pem"
+certificate = "certificates/own.pem"
+key = "/etc/own.key"
+server_name = "store.example"
+verify = false
+[route.ejection]
+after_failures = 5
+for_s = 0.5
+for_max_s = 30
+slow_start_s = 0
+[route.health]
+path = "/healthz"
+every_s = 0.1
+timeout_s = 0.05
+healthy_after = 1
+unhealthy_after = 4
+"""
+
+
+def test_every_word_about_targets_is_understood(tmp_path: Path) -> None:
+    (route,) = table(tmp_path, TARGETS).routes
+    assert route == Route(
+        name="artifacts", path=b"/artifacts/",
+        upstreams=(
+            Upstream("https", "10.0.0.5", 8443, b"/store"), Upstream("http", "::1", 80), Upstream("https", "files.example", 443)
+        ),
+        raw_path=True, upgrade=False, client_certificate=True,
+        timeouts=Timeouts(0.5, tunnel_idle_s=601, half_closed_s=0),
+        tls=UpstreamTls(
+            ca=str(tmp_path / "ca.pem"), certificate=str(tmp_path / "certificates/own.pem"), key="/etc/own.key",
+            server_name="store.example", verify=False,
+        ),
+        ejection=Ejection(5, 0.5, 30, 0),
+        health=HealthCheck(b"/healthz", 0.1, 0.05, 1, 4),
+    )  # fmt: skip
+
+
+def test_nobody_is_asked_how_they_are_unless_the_table_says_so(tmp_path: Path) -> None:
+    assert table(tmp_path, SMALLEST).routes[0].health is None
+    (route,) = table(tmp_path, SMALLEST + "health.path = '/'").routes
+    assert route.health == HealthCheck(b"/")
+
+
+def test_a_certificate_may_hold_its_key_itself(tmp_path: Path) -> None:
+    (route,) = table(tmp_path, SMALLEST + "tls.certificate = 'own.pem'").routes
+    assert route.tls == UpstreamTls(certificate=str(tmp_path / "own.pem"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("raw_path = 'maybe'", "raw_path"), ("upgrade = 2", "upgrade"), ("client_certificate = 'a'", "client_certificate"),
+        ("timeouts.connect_s = 61", "timeouts.connect_s"), ("timeouts.tunnel_idle_s = 0", "timeouts.tunnel_idle_s"),
+        ("timeouts.half_closed_s = -1", "timeouts.half_closed_s"), ("timeouts.first_byte_s = 86401", "timeouts.first_byte_s"),
+        ("tls.key = 'own.key'", "a key needs its certificate"), ("tls.verify = 'perhaps'", "tls.verify"),
+        ("tls.versions = ['1.2']", "tls.versions"), ("tls.ca = 5", "tls.ca"), ("tls.server_name = 5", "tls.server_name"),
+        ("tls.server_name = '.example'", "tls.server_name"), ("tls.server_name = 'a b'", "tls.server_name"),
+        ("tls.server_name = ''", "tls.server_name"), ("tls.server_name = 'a:443'", "tls.server_name"),
+        ("ejection.after_failures = 0", "ejection.after_failures"),
+        ("ejection.after_failures = 1001", "ejection.after_failures"),
+        ("ejection.after_failures = 1.5", "ejection.after_failures"), ("ejection.for_s = 0", "ejection.for_s"),
+        ("ejection.for_max_s = 3601", "ejection.for_max_s"), ("ejection.slow_start_s = -1", "ejection.slow_start_s"),
+        ("ejection.for_s = nan", "ejection.for_s"), ("ejection.after_s = 1", "ejection.after_s"), ("ejection = 3", "ejection"),
+        ("health = {}", "health.path"), ("health = '/healthz'", "health"), ("health.path = 'healthz'", "health.path"),
+        ("health.path = '/a/../b'", "health.path"), ("health.path = '/h?x'", "health.path"),
+        ("health = { path = '/', every_s = 0.05 }", "health.every_s"), ("health = { path = '/', timeout_s = 0 }", "timeout_s"),
+        ("health = { path = '/', timeout_s = 61 }", "health.timeout_s"),
+        ("health = { path = '/', healthy_after = 0 }", "health.healthy_after"),
+        ("health = { path = '/', unhealthy_after = 101 }", "unhealthy_after"),
+        ("health = { path = '/', method = 'HEAD' }", "health.method"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_about_targets_is_named(tmp_path: Path, line: str, words: str) -> None:
+    (said,) = problems(tmp_path, SMALLEST + line)
+    assert said.startswith("route a: ")
+    assert words in said
+
+
+@pytest.mark.parametrize("name", ["a", "A.Example", "10.0.0.5", "::1", "xn--bcher-kva.example", "service_1"])
+def test_a_servers_name_is_a_name_or_an_address(tmp_path: Path, name: str) -> None:
+    (route,) = table(tmp_path, SMALLEST + f"tls.server_name = '{name}'").routes
+    assert (route.tls.server_name or "").lower() == name.lower()
+
+
+@pytest.mark.parametrize(
+    "upstream", ["[]", "5", "[5]", "['http://a', 'ftp://b']", "['http://a', '']", "{ a = 'http://a' }"]
+)
+def test_each_of_several_targets_is_looked_at(tmp_path: Path, upstream: str) -> None:
+    said = problems(tmp_path, f'[[route]]\nname = "a"\npath = "/"\nupstream = {upstream}')
+    assert all(problem.startswith("route a: upstream") for problem in said)
+
+
+def test_a_route_has_a_bound_of_targets(tmp_path: Path) -> None:
+    def many(count: int) -> str:
+        urls = ", ".join(f'"http://10.0.0.{number}"' for number in range(count))
+        return f'[[route]]\nname = "a"\npath = "/"\nupstream = [{urls}]'
+
+    assert len(table(tmp_path, many(64)).routes[0].upstreams) == 64
+    (said,) = problems(tmp_path, many(65))
+    assert "64" in said
+
+
+def test_everything_that_is_wrong_about_targets_is_said_at_once(tmp_path: Path) -> None:
+    said = problems(
+        tmp_path,
+        SMALLEST
+        + "timeouts.tunnel_idle_s = 0\ntls.key = 'a'\nejection.after_failures = 0\nejection.for_s = 0\n"
+        "health = { path = 'x', every_s = 0 }\nraw_path = 5\n",
+    )
+    assert [problem.split(": ")[1] for problem in said] == [
+        "raw_path", "timeouts.tunnel_idle_s", "tls", "ejection.after_failures", "ejection.for_s", "health.path",
+        "health.every_s",
+    ]  # fmt: skip

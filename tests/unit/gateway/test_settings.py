@@ -8,6 +8,8 @@ import pytest
 from gateway.redis_pipe import RedisAddress
 from gateway.route_table import SettingsError
 from gateway.settings import GatewaySettings, load_settings, parse_address, read_pepper
+from gateway.tls import ListenerTls
+from tests.certificates import Pair, make_authority, write_file, write_pair
 
 PEPPER = "a1" * 32
 SECRET = "hunter2hunter2"
@@ -205,3 +207,117 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     ):
         monkeypatch.setenv(f"TOLLKEEPER_{name}", value)
     assert load_settings().settings.access_log_fraction == 1.0
+
+
+# -- networks and limits
+
+
+@pytest.mark.parametrize("name", ["trusted_networks", "proxy_protocol_networks"])
+def test_networks_are_read_when_the_gateway_starts(name: str) -> None:
+    loaded = load_settings({"upstream": "http://a", "pepper": PEPPER, name: "10.0.0.0/8, 2001:db8::/32"})
+    assert getattr(loaded.settings, name) == "10.0.0.0/8, 2001:db8::/32"
+    (said,) = problems(**{name: "10.0.0.0/8, example.org"})
+    assert said.startswith(f"TOLLKEEPER_{name.upper()}: ")
+    assert "'example.org'" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("connections_per_address_max", "0"), ("connection_requests_max", "0"), ("dns_ttl_s", "0"), ("dns_ttl_s", "3601"),
+        ("target_bytes_max", "63"), ("head_bytes_max", "1023"), ("field_count_max", "7"), ("body_bytes_max", "-1"),
+        ("drain_timeout_s", "-1"), ("upstream_waiting_max", "-1"),
+    ],
+)  # fmt: skip
+def test_a_limit_has_limits(name: str, value: str) -> None:
+    (said,) = problems(**{name: value})
+    assert said.startswith(f"TOLLKEEPER_{name.upper()}: ")
+
+
+# -- certificates
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    directory = tmp_path_factory.mktemp("certificates")
+    authority = make_authority("authority")
+    write_file(directory / "ca.pem", authority.pem)
+    return write_pair(directory, "server", authority)
+
+
+def written(tmp_path: Path, *lines: str, name: str = "a") -> str:
+    """A route table with an https target."""
+    path = tmp_path / "routes.toml"
+    path.write_text(f'[[route]]\nname = "{name}"\npath = "/"\nupstream = "https://a"\n' + "\n".join(lines))
+    return str(path)
+
+
+def test_without_a_certificate_the_listener_speaks_plain_http() -> None:
+    loaded = load_settings({"upstream": "http://a", "pepper": PEPPER})
+    assert (loaded.settings.tls, loaded.tls) == (None, None)
+    assert loaded.files() == frozenset()
+
+
+def test_the_listeners_files_are_read_and_watched(pair: Pair) -> None:
+    ca = pair.certificate.with_name("ca.pem")
+    words = {"upstream": "http://a", "pepper": PEPPER, "tls_certificate": pair.certificate}
+    loaded = load_settings({**words, "tls_key": pair.key, "tls_client_ca": ca})
+    assert loaded.settings.tls == ListenerTls(pair.certificate, pair.key, ca)
+    assert loaded.tls is not None
+    assert loaded.files() == {pair.certificate, pair.key, ca}
+
+
+def test_the_key_is_looked_for_in_the_certificates_file_if_it_is_not_given(pair: Pair) -> None:
+    both = write_file(pair.certificate.with_name("both.pem"), pair.issued.key + pair.issued.certificate)
+    loaded = load_settings({"upstream": "http://a", "pepper": PEPPER, "tls_certificate": both})
+    assert loaded.settings.tls == ListenerTls(both, both)
+    (said,) = problems(pepper=PEPPER, upstream="http://a", tls_certificate=str(pair.certificate))
+    assert said.startswith("TOLLKEEPER_TLS_")
+    assert str(pair.certificate) in said
+
+
+def test_all_files_that_matter_are_watched(tmp_path: Path, pair: Pair) -> None:
+    ca = pair.certificate.with_name("ca.pem")
+    own = f"tls = {{ ca = '{ca}', certificate = '{pair.certificate}', key = '{pair.key}' }}"
+    table = written(tmp_path, own)
+    loaded = load_settings({"config": table, "pepper": PEPPER})
+    assert loaded.files() == {Path(table), ca, pair.certificate, pair.key}
+
+
+@pytest.mark.parametrize("name", ["tls_key", "tls_client_ca"])
+def test_a_key_or_authorities_without_a_certificate_are_a_problem(pair: Pair, name: str) -> None:
+    (said,) = problems(pepper=PEPPER, upstream="http://a", **{name: str(pair.key)})
+    assert "need TOLLKEEPER_TLS_CERTIFICATE" in said
+
+
+def test_a_route_that_asks_for_client_certificates_needs_authorities_for_them(
+    tmp_path: Path, pair: Pair
+) -> None:
+    table = written(tmp_path, "client_certificate = true")
+    files = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    (said,) = problems(pepper=PEPPER, config=table, **files)
+    assert said.startswith("route a: client_certificate needs TOLLKEEPER_TLS_CLIENT_CA")
+    ca = str(pair.certificate.with_name("ca.pem"))
+    load_settings({"pepper": PEPPER, "config": table, "tls_client_ca": ca, **files})
+
+
+def test_files_of_a_route_that_cannot_be_used_are_named(tmp_path: Path, pair: Pair) -> None:
+    missing = tmp_path / "missing.pem"
+    (said,) = problems(pepper=PEPPER, config=written(tmp_path, "tls.ca = 'missing.pem'"))
+    assert said.startswith("route a: tls: ")
+    assert str(missing) in said
+    plain = tmp_path / "plain.toml"
+    plain.write_text('[[route]]\nname = "a"\npath = "/"\nupstream = "http://a"\ntls.ca = "missing.pem"\n')
+    load_settings({"pepper": PEPPER, "config": plain})  # nobody asks for them
+
+
+def test_every_problem_of_files_and_routes_is_listed_at_once(tmp_path: Path, pair: Pair) -> None:
+    table = written(
+        tmp_path, "client_certificate = true", "tls.ca = 'missing.pem'",
+        "[[route]]\nname = 'b'\npath = '/b/'\nupstream = 'https://b'\ntls.certificate = 'gone.pem'\n",
+    )  # fmt: skip
+    said = problems(config=table, tls_certificate=str(pair.certificate), tls_key=str(tmp_path / "lost.key"))
+    assert len(said) == 5
+    for words in ("TOLLKEEPER_PEPPER", "lost.key", "client_certificate needs", "missing.pem", "gone.pem"):
+        assert any(words in problem for problem in said), words
+    assert not any("PRIVATE" in problem for problem in said)

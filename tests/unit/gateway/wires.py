@@ -105,6 +105,8 @@ class StoppedClock(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        """What names stand for, where that is not the name itself."""
         self.failures: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.failures.append(context))
         self.answer_call: (
@@ -123,8 +125,11 @@ class StoppedClock(asyncio.SelectorEventLoop):
         return line, line._protocol
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        """Every name is its own address."""
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
+        """The name's `addresses`; else it is its own."""
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in self.addresses.get(host, (host,))
+        ]
 
     def line(self, protocol: asyncio.Protocol) -> Line:
         """An open connection, with `protocol` at its near end."""

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from gateway.http1.chunked import (
     LAST_CHUNK,
     LINE_LENGTH_MAX,
+    OVERHEAD_MAX,
     TRAILERS_LENGTH_MAX,
     ChunkedReader,
     ChunkError,
     encode_chunk,
+    last_chunk,
 )
 from tests.unit.gateway.http1.referee import read_requests
 
@@ -179,3 +181,69 @@ def test_large_chunks_pass_through_without_being_gathered() -> None:
 def test_what_is_written_is_read_back(pieces: list[bytes]) -> None:
     coded = b"".join(encode_chunk(piece) for piece in pieces) + LAST_CHUNK
     assert read_all([coded]) == (b"".join(pieces), b"", True)
+
+
+# -- trailers
+
+
+def trailers_of(reads: list[bytes]) -> bytes:
+    reader = ChunkedReader()
+    for data in reads:
+        assert not reader.done
+        reader.feed(data)
+    assert reader.done
+    return reader.trailers
+
+
+@given(
+    st.lists(st.sampled_from([b"A: b\r\n", b"X-Sum:\t\xff \r\n", b"A:\r\n", b"0: 0\r\n"]), max_size=5).map(b"".join), SPLITS
+)  # fmt: skip
+def test_trailers_are_kept_as_they_came_in_any_split(trailers: bytes, sizes: list[int]) -> None:
+    coded = b"3\r\nabc\r\n" + last_chunk(trailers)
+    assert trailers_of(cut(coded, sizes)) == trailers
+    assert trailers_of([coded]) == trailers
+
+
+def test_a_body_without_trailers_has_none_and_ends_plainly() -> None:
+    assert last_chunk(b"") == LAST_CHUNK
+    assert trailers_of([LAST_CHUNK]) == b""
+
+
+# -- what coding may cost
+
+
+def chunks(count: int, *, size: int, extension: int) -> bytes:
+    """So many chunks of `size` bytes, each announced with an extension of so many bytes."""
+    line = b"%x" % size + (b";" + b"a" * (extension - 1) if extension else b"")
+    return (line + b"\r\n" + b"x" * size + b"\r\n") * count
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "extension"),
+    [(20_000, 1, 0), (20_000, 1, 13), (2_000, 256, 500), (100, 4_096, LINE_LENGTH_MAX - 8), (16, 1, 1_000)],
+)
+def test_chunks_may_be_tiny_or_their_extensions_long(count: int, size: int, extension: int) -> None:
+    body, _, ended = read_all([chunks(count, size=size, extension=extension) + LAST_CHUNK])
+    assert (len(body), ended) == (count * size, True)
+
+
+@pytest.mark.parametrize("read_size", [1 << 20, 700])
+@pytest.mark.parametrize(("size", "extension"), [(1, 1_000), (1, 40), (100, 300)])
+def test_a_flood_of_chunks_that_cost_more_than_they_carry_is_refused_early(
+    size: int, extension: int, read_size: int
+) -> None:
+    over_each = len(b"%x\r\n" % size) + extension - 16 - 2 * size
+    data = chunks(OVERHEAD_MAX // over_each + 2, size=size, extension=extension)
+    reads = [data[at : at + read_size] for at in range(0, len(data), read_size)]
+    with pytest.raises(ChunkError, match="too many"):
+        read_all(reads)
+    # What has cost no more than the bound is read yet.
+    assert read_all([chunks(OVERHEAD_MAX // over_each, size=size, extension=extension) + LAST_CHUNK])[2]
+
+
+def test_large_chunks_make_up_for_costly_ones_before_them_and_not_in_advance() -> None:
+    costly = chunks(15, size=1, extension=1_000)
+    large = chunks(1, size=10_000, extension=0)
+    assert read_all([(costly + large) * 20 + LAST_CHUNK])[2]
+    with pytest.raises(ChunkError):
+        read_all([large * 20 + costly + costly])

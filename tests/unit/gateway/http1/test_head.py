@@ -324,6 +324,21 @@ def test_a_beginning_that_cannot_is_refused_without_waiting(beginning: bytes) ->
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize(
+    ("beginning", "words"),
+    [
+        (b"NONSENSE\r\nX: y", "request line"), (b"NONSENSE\r\nX: \n", "request line"), (b"GET / HTTP/1.1\r\nX: \n", "CR LF"),
+        (b"GET /\n\r\nX: y", "CR LF"), (b"GET / HTTP/2.0\r\nX: y", "HTTP/1.1"),
+    ],
+)  # fmt: skip
+def test_of_two_things_that_are_wrong_with_a_beginning_the_first_is_told(
+    beginning: bytes, words: str
+) -> None:
+    with pytest.raises(HeadError) as caught:
+        reject_early(beginning)
+    assert words in caught.value.reason
+
+
 # -- answers
 
 
@@ -364,7 +379,7 @@ def test_a_chunked_answer_is_framed_anew() -> None:
     [
         (1, (), True), (0, (), False), (1, (b"Connection: close",), False), (0, (b"Connection: keep-alive",), True),
         (0, (b"Connection: Keep-Alive ",), True), (1, (b"Connection: close", b"Connection: keep-alive"), False),
-        (1, (b"Connection: keep-alive", b"Connection: close"), False),
+        (1, (b"Connection: keep-alive", b"Connection: close"), False), (0, (b"Connection: x, keep-alive",), True),
     ],
 )  # fmt: skip
 def test_a_connection_to_an_upstream_is_kept_as_it_says(

@@ -153,3 +153,117 @@ def respell(path: bytes, choices: list[int]) -> bytes:
 def test_every_spelling_of_a_path_has_the_same_normal_form(path: bytes, choices: list[int]) -> None:
     normal = path_of(path)
     assert path_of(respell(normal, choices)) == normal
+
+
+# -- routes that take the path as it came
+
+
+def raw_of(target: bytes, base: bytes = b"/files") -> bytes | str:
+    """What a route with `raw_path` for `base` is sent, or "refused"."""
+    try:
+        normal = normalise(b"GET", target, b"api.example")
+        if normal.raw:
+            normal.take_raw(base)
+    except HeadError as error:
+        return "refused" if error.status == 400 else f"refused with {error.status}"
+    return normal.path
+
+
+@pytest.mark.parametrize(
+    ("target", "objection"),
+    [
+        (b"/files/a%2Fb", "%2F"), (b"/files/a%2fb", "%2F"), (b"/files/%5C", "%5C"), (b"/files/%00", "%00"), (b"/%1f", "%1F"),
+        (b"/%7F", "%7F"), (b"/files/%FF", "UTF-8"), (b"/files/%C0%AF", "UTF-8"), (b"/%ED%A0%80", "UTF-8"),
+    ],
+)  # fmt: skip
+def test_an_ambiguous_encoding_is_an_objection_that_such_a_route_overrules(
+    target: bytes, objection: str
+) -> None:
+    normal = normalise(b"GET", target, b"api.example")
+    assert normal.objection is not None
+    assert objection in normal.objection
+    assert normal.raw == target
+    assert raw_of(target, b"") == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/files/a//b", b"/files//a", b"/files/a/", b"/files", b"/files/", b"/files/%61", b"/files/%c3%a9", b"/files/a;b=c",
+        b"/files/a%3bb", b"/files/%20", b"/files/...", b"/files/a..b", b"/files/..a", b"/files/%2F%2f", b"/files/%25%32%65",
+        b"/files/a%2F%5C%00%FF", b"/files/;a", b"/files/%252e%252e/",
+    ],
+)  # fmt: skip
+def test_the_path_goes_on_as_it_came(target: bytes) -> None:
+    assert raw_of(target) == target
+    assert raw_of(target + b"?a=%2F/..") == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/files/..%2F..%2Fetc", b"/files/..%2f..%2fetc", b"/files/..%5C..%5Cetc", b"/files/%2E%2E%2Fa", b"/files/a%2F..",
+        b"/files/a%2F.", b"/files/a%2F.%2Fb", b"/files/%2F..", b"/files/a/%2e%2e/b%2Fc", b"/files/./a", b"/files/a/../b",
+        b"/files/x/../../files/a", b"/files/a/.", b"/files/%2e/a", b"/files/..%5c", b"/files/..%3Bx%2Fa", b"/files/.%3b",
+        b"/files/%2F..;x", b"/files/%2F.;x/a", b"/files/%ff/%2e%2e/a",
+    ],
+)  # fmt: skip
+def test_a_raw_path_that_hides_dot_segments_is_refused_however_it_is_spelled(target: bytes) -> None:
+    assert raw_of(target) == "refused"
+
+
+@pytest.mark.parametrize(
+    ("target", "base"),
+    [
+        (b"/%66iles/a", b"/files"), (b"//files/a", b"/files"), (b"/a/b%2Fc", b"/a/b"), (b"/%76%31/a%2Fb", b"/v1"),
+        (b"/v1//x/a", b"/v1/x"), (b"/v1%2Fx/a", b"/v1/x"),
+    ],
+)  # fmt: skip
+def test_a_raw_path_must_begin_as_its_route_is_written(target: bytes, base: bytes) -> None:
+    """Else the upstream might look for it elsewhere, and what is stripped off would not be the prefix."""
+    assert raw_of(target, base) == "refused"
+
+
+def test_a_path_in_normal_form_is_the_same_either_way() -> None:
+    normal = normalise(b"GET", b"/files/a?b", b"")
+    assert (normal.raw, normal.objection) == (b"", None)
+    normal.take_raw(b"/files")
+    assert normal.path == b"/files/a"
+
+
+RAW_PIECES = st.sampled_from([
+    b"a", b".", b"..", b"%2e", b"%2E", b"%2F", b"%2f", b"%5C", b"%5c", b"/", b"/", b";", b"%3B", b"%25", b"%00", b"%FF", b"x",
+])  # fmt: skip
+
+
+@given(st.lists(RAW_PIECES, max_size=10).map(b"".join))
+def test_no_reading_of_a_raw_path_that_is_passed_on_leaves_its_route(rest: bytes) -> None:
+    passed = raw_of(b"/files/" + rest)
+    if not isinstance(passed, bytes):
+        return
+    assert passed == b"/files/" + rest
+    decoded = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes((int(match[1], 16),)), passed)
+    for reading in (passed, decoded, decoded.replace(b"\\", b"/")):
+        segments = [segment.partition(b";")[0] for segment in reading.split(b"/")]
+        assert segments[1] == b"files"
+        assert not {b".", b".."} & set(segments)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/..;/a", b"/a/..;x/b", b"/a/.;/b", b"/a/..;", b"/..;x=y", b"/%2e%2e;/a", b"/%2E.;x", b"/.%2e;a/b", b"/a/.;x",
+        b"/;/..;/a", b"/a/..%3b/b", b"/a/..%3Bx", b"/.%3b/a", b"/%2e%2e%3bx/a",
+    ],
+)  # fmt: skip
+def test_a_dot_segment_with_parameters_is_always_refused(target: bytes) -> None:
+    """Servlet containers read `..;x` as `..`."""
+    with pytest.raises(HeadError) as caught:
+        normalise(b"GET", target, b"")
+    assert caught.value.status == 400
+    assert raw_of(target, b"") == "refused"
+
+
+@pytest.mark.parametrize("target", [b"/...;/a", b"/a;..", b"/;..", b"/a..;b", b"/.a;b", b"/..a;b", b"/;.;x"])
+def test_other_parameters_are_let_through(target: bytes) -> None:
+    assert path_of(target) == target
