@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import aiohttp
 
 from control.embedded import wait_until
 from tests.system.installation import Installation, Workload
+from tests.system.wire import Answer, Wire, request
 
 LOOPS = 12
 PAUSE_S = 0.004
@@ -26,6 +28,8 @@ class Outcome:
     began: float
     ended: float
     status: int | None
+    answer: Answer | None = None
+    """All of it, where that is kept."""
 
 
 @dataclass(slots=True)
@@ -83,6 +87,48 @@ async def load(
             await asyncio.sleep(PAUSE_S)
 
     tasks = [asyncio.create_task(loop(number)) for number in range(LOOPS)]
+    try:
+        await running.until(200, 50)
+        yield running
+    finally:
+        running.stopping = True
+        await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
+async def kept_load(
+    port: int, workload: Workload, path: str, *, tls: ssl.SSLContext | None = None, loops: int = LOOPS
+) -> AsyncIterator[Load]:
+    """So many clients ask without end, GET and POST in turn, each on a connection that it keeps for as long as it may, and
+    never twice for the same; inside, the requests already pass. They have all ended on leaving.
+    """
+    running = Load()
+
+    async def loop(number: int) -> None:
+        client: Wire | None = None
+        count = number
+        while not running.stopping:
+            count += 1
+            body = b"x" * 100 if count % 2 else b""
+            data = request(workload, f"{path}/{number}-{count}", method="POST" if body else "GET", body=body)
+            began, answer = time.monotonic(), None
+            try:
+                client = client or await Wire.open(port, tls=tls)
+                client.send(data)
+                answer = await client.answer()
+            except (OSError, EOFError):  # TimeoutError is an OSError
+                await asyncio.sleep(0.02)
+            is_answered = answer is not None and answer.is_whole
+            status = answer.status if answer is not None and is_answered else None
+            running.outcomes.append(Outcome(began, time.monotonic(), status, answer))
+            if client is not None and (answer is None or not is_answered or answer.all("connection")):
+                client.close()
+                client = None
+            await asyncio.sleep(PAUSE_S)
+        if client is not None:
+            client.close()
+
+    tasks = [asyncio.create_task(loop(number)) for number in range(loops)]
     try:
         await running.until(200, 50)
         yield running
