@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.holding import Holding
 from gateway.http1.chunked import Data, encode_chunk, last_chunk
-from gateway.http1.connection_end import COPIED_MAX
 from gateway.http1.head import CHUNKED, RequestHead, ResponseHead
 from gateway.http1.upgrade import is_granted, wanted_upgrade
 from gateway.http1.upstream import ConnectionFailed, UpstreamConnection
@@ -86,16 +85,17 @@ class Exchange(Holding):
         self._sent_at = self._touched = now
         head = self.head
         self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
-        request = [self._upstream_head(connection)]
-        if self._early:
-            early = self._early
-            request += [encode_chunk(data) for data in early] if head.length == CHUNKED else early
+        early = self._early
+        if early:
             self._early, self._early_size = [], 0
+            if head.length == CHUNKED:
+                early = [encode_chunk(data) for data in early]
         elif head.expects_continue:
             self._continue_due = now + CONTINUE_AFTER_S
         if self._body_done and head.length == CHUNKED:
-            request.append(last_chunk(self.client.trailers))
-        connection.begin(self, b"".join(request), is_head_request=head.method == b"HEAD")
+            early.append(last_chunk(self.client.trailers))
+        request = self._upstream_head(connection)
+        connection.begin(self, request, early, is_head_request=head.method == b"HEAD")
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
         if self._is_over:
@@ -112,7 +112,7 @@ class Exchange(Holding):
                 return
         self._fail(connection_refusal(error.kind, self._lane.route.name, error.position))
 
-    def _upstream_head(self, connection: UpstreamConnection) -> Data:
+    def _upstream_head(self, connection: UpstreamConnection) -> bytes:
         head, lane, caller, pool = self.head, self._lane, self._caller, connection.pool
         assert caller is not None
         if head.length == CHUNKED:
@@ -234,7 +234,7 @@ class Exchange(Holding):
             framing += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
         if client.is_write_paused:  # by an answer before this one, so nobody will tell us
             self.on_client_full()
-        pieces: list[Data] = [
+        pieces = [
             b"HTTP/1.1 ", head.status_text, b"\r\n", fields, framing, client.connection_field(),
             b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
         ]  # fmt: skip
@@ -244,12 +244,7 @@ class Exchange(Holding):
         self._bytes_out += len(first)
         if self._answer_chunked:
             first = encode_chunk(first)
-        if len(first) < COPIED_MAX:
-            pieces.append(first)
-            client.write(b"".join(pieces))
-        else:
-            client.write(b"".join(pieces))
-            client.write(first)
+        client.write_with(b"".join(pieces), (first,))
 
     @property
     def _reads_on(self) -> bool:

@@ -137,6 +137,8 @@ class Proxy:
         self._refused_flushes = 0
         self._refusals_due = 0.0
         self._ticker: asyncio.TimerHandle | None = None
+        self.ticked_at = self.loop.time()
+        """When the last tick was: the time, to a tenth of a second."""
         self._round: list[ClientEnd] = []
         self._slice = 0
 
@@ -258,7 +260,7 @@ class Proxy:
         return TargetGroup(route, limits, self._resolver, self.metrics.events)
 
     def _tick(self) -> None:
-        now = self.loop.time()
+        self.ticked_at = now = self.loop.time()
         self._ticker = self.loop.call_at(now + TICK_S, self._tick)
         self.ledger.on_tick(now)
         for group in self._groups.values():

@@ -133,7 +133,7 @@ class ClientEnd(ConnectionEnd):
                 self._unsent, self._deadline = 0, 0.0
                 transport.close()
             return
-        now = self._proxy.loop.time()
+        now = self._proxy.ticked_at
         self._deadline = now + self._proxy.settings.idle_timeout_s
         if self._eof_at:
             self._eof_at = now

@@ -72,6 +72,8 @@ class UpstreamPool:
         self._last_raw = b""
         self._last_answer: ResponseHead | None = None
         self._is_retired = False
+        self._looked_at = self._loop.time()
+        """When `close_idle` was called last: the time, to a tenth of a second."""
 
     def known_answer(self, raw: bytes) -> ResponseHead | None:
         """The reading of an answer's head, if it is the last one that was read, to the byte: within one second, in which Date
@@ -133,7 +135,7 @@ class UpstreamPool:
         elif self._waiting:
             self._waiting.popleft().on_connection(connection)
         else:
-            connection.idle_since = self._loop.time()
+            connection.idle_since = self._looked_at
             self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -160,6 +162,7 @@ class UpstreamPool:
     def close_idle(self, now: float) -> None:
         """Close what has been unused for too long, or leads to an address that the name has no more. The oldest are at the
         front, because the last used is lent first."""
+        self._looked_at = now
         stale = 0
         for connection in self._idle:
             if now - connection.idle_since < self._limits.idle_s:

@@ -6,6 +6,7 @@ It reads one answer at a time and gives it to an `Answering`, which is told exac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.http1.chunked import ChunkedReader, ChunkError, Data
@@ -108,15 +109,19 @@ class UpstreamConnection(ConnectionEnd):
         transport = self._transport
         return transport is not None and self._state == _IDLE and not transport.is_closing()
 
-    def begin(self, answering: Answering, request: bytes, *, is_head_request: bool) -> None:
-        """Send a request's head (and what there is of its body); its answer goes to `answering`."""
+    def begin(
+        self, answering: Answering, request: bytes, body: Sequence[Data] = (), *, is_head_request: bool
+    ) -> None:
+        """Send a request's head, and what there is of its body; its answer goes to `answering`."""
         self._answering = answering
         self._state = _AWAIT_HEAD
         self._interim = 0
         self._is_head_request = is_head_request
         self.requests += 1
-        assert self._transport is not None
-        self._transport.write(request)
+        if body:
+            self.write_with(request, body)
+        else:
+            self.write(request)
 
     def release(self) -> None:
         """The answer is whole and so is the request: lend the connection to somebody else, if it may be.
