@@ -27,10 +27,10 @@ check: setup ## lint, format, types, architecture: seconds
 	@$(BIN)/mypy
 	@$(BIN)/pytest -q tests/architecture
 
-test: setup ## check, then every test (ARGS="-k name" to choose)
+test: setup ## check, then every test, two at a time (ARGS="-k name" to choose)
 	@deploy/setup.sh commands git curl
 	@$(MAKE) check
-	@$(BIN)/pytest tests --ignore=tests/benchmark $(ARGS)
+	@$(BIN)/pytest tests --ignore=tests/benchmark -n 2 --dist loadgroup $(ARGS)
 
 format: setup ## rewrite the sources as `check` wants them
 	@$(BIN)/ruff check --fix .

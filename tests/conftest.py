@@ -28,6 +28,21 @@ from control.migrate import migrate
 UNSYNCED = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
+ONE_INSTALLATION = ("system", "faults")
+"""Directories whose tests share an installation: each is run by one process from its first test to its last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests belong together when a run is spread over processes (`-n`); the others go wherever there is time."""
+    here = Path(__file__).parent
+    for item in items:
+        directory = item.path.relative_to(here).parts[0]
+        if directory in ONE_INSTALLATION:
+            item.add_marker(pytest.mark.xdist_group(directory))
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def run_apart(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Run a coroutine to its end in a thread of its own: pytest's event loops come and go, session fixtures
     stay.

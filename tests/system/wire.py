@@ -115,7 +115,8 @@ class Wire:
         return False
 
     def close(self) -> None:
-        self.writer.transport.abort()
+        if not self.writer.transport.is_closing():  # TLS of Python 3.11.2 fails on one that has ended
+            self.writer.transport.abort()
 
 
 @asynccontextmanager

@@ -195,8 +195,8 @@ async def test_an_expiry_is_moved_and_removed(api: Api, account: Json, redis_cli
 @pytest.mark.parametrize(
     "expires_at",
     [
-        in_days(-1),
-        in_days(3700),
+        pytest.param(in_days(-1), id="yesterday"),
+        pytest.param(in_days(3700), id="in ten years"),
         "2031-01-31",
         "2031-01-31T12:00:00",
         "2031-02-31T12:00:00Z",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -78,9 +79,9 @@ async def used(
     first, second = await api.account("acme", "first-worker"), await api.account("acme", "second-worker")
     one = Workload(api, gateway, first, await api.key(first))
     other = Workload(api, gateway, second, await api.key(second))
-    await one.request(300_000)
-    await one.request(200_000, route="models")
-    await other.request(1)
+    for workload, cost, route in ((one, 300_000, "default"), (one, 200_000, "models"), (other, 1, "default")):
+        await workload.request(cost, route=route)
+        await asyncio.sleep(0.002)  # the ledger's order is by the millisecond of admission
     await other.refusal(7)
     context = Context(database, redis_client, LAYOUT)
     await partitions.run_once(context)
