@@ -384,6 +384,7 @@ class Exchange(Holding):
             self.client.close_after_answer()
             self._end(connection)
         elif waited_for is Overdue.BODY:
+            events["body_timeout"] += 1
             self._fail(Refusal(Reason.REQUEST_TIMEOUT), outcome="client_gone")
         else:
             phase, pool = waited_for.name.lower(), connection.pool

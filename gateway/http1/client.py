@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PIPELINED_BYTES_MAX: Final = 65_536
 
+_HEAD_EVENTS: Final = {414: "target_too_long", 431: "head_too_large"}
+
 OWN_PREFIX: Final = b"/-/"
 """The gateway's own paths: never forwarded."""
 
@@ -149,8 +151,7 @@ class ClientConnection(ClientEnd):
             )
             route = self._route(head, target)
         except HeadError as error:
-            self._proxy.metrics.events["bad_head"] += 1
-            self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
+            self._refuse_head(error)
             return
         if not head.keep_alive:
             self._closes = True
@@ -207,6 +208,10 @@ class ClientConnection(ClientEnd):
         if rest and self._body is not None:
             self._read_body(rest)
 
+    def _refuse_head(self, error: HeadError) -> None:
+        self._proxy.metrics.events[_HEAD_EVENTS.get(error.status, "bad_head")] += 1
+        self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
+
     def _on_unfinished_head(self, data: bytes, start: int) -> None:
         settings = self._proxy.settings
         line_end = data.find(b"\r\n", start)
@@ -219,8 +224,7 @@ class ClientConnection(ClientEnd):
                     )
                 raise HeadError(431, f"The head is longer than {settings.head_bytes_max} bytes.")
         except HeadError as error:
-            self._proxy.metrics.events["bad_head"] += 1
-            self._answer_and_close(Refusal(Reason.BAD_REQUEST, detail=error.reason, status=error.status))
+            self._refuse_head(error)
             return
         if self._eof_at:  # its end will not come
             self.close()
