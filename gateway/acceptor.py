@@ -102,6 +102,9 @@ class Acceptor:
 
     def _on_welcomed(self, peer: str, task: asyncio.Task[None]) -> None:
         self._proxy.arriving.discard(task)
+        self._leave(peer)
+
+    def _leave(self, peer: str) -> None:
         self._arriving_from[peer] -= 1
         if not self._arriving_from[peer]:
             del self._arriving_from[peer]
@@ -122,7 +125,14 @@ class Acceptor:
                 connection.close()
                 return
             source = header.source[0] if header.source else None
+            why = self._why_full(source) if source is not None and self.tls is not None else None
+            if why is not None:
+                events[why] += 1
+                connection.close()
+                return
         tls = self.tls
+        if source is not None:
+            self._arriving_from[source] += 1
         try:
             await self._loop.connect_accepted_socket(
                 lambda: ClientConnection(self._proxy, source),
@@ -133,6 +143,9 @@ class Acceptor:
         except OSError:  # ssl.SSLError is one, and so is TimeoutError
             events["tls_handshake_failed" if tls is not None else "accept_failed"] += 1
             connection.close()
+        finally:
+            if source is not None:
+                self._leave(source)
 
     async def _read_header(self, connection: socket.socket) -> ProxyHeader:
         """Raises ProxyHeaderError, OSError. No byte behind the header is taken."""

@@ -325,6 +325,7 @@ class Exchange(Holding):
         return (
             not self._replayed
             and connection.requests > 1
+            and not connection.has_spoken
             and self.head.length == 0
             and self.head.method in _REPLAYABLE
             and not self._upgrade
@@ -379,6 +380,7 @@ class Exchange(Holding):
             self.client.abort()
         elif waited_for is Overdue.TUNNEL:
             events["tunnel_idle"] += 1
+            connection.abort()  # what is unsent by now will not be taken
             self._end(connection)
         elif waited_for is Overdue.REST_OF_BODY:
             self.client.close_after_answer()

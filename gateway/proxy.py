@@ -45,6 +45,9 @@ SLICES_MAX: Final = 16
 SLICE_S: Final = 0.005
 REFUSAL_FLUSH_S: Final = 0.5
 REFUSAL_ROWS_MAX: Final = 10_000
+TURNED_AWAY_MAX: Final = 4_096
+"""Connections beyond a limit that are told so at one time; more are closed without a word."""
+
 REPEATED_HEAD_MAX: Final = 2_048
 """The longest head that is remembered for comparison with the next on its connection, in bytes."""
 
@@ -128,6 +131,8 @@ class Proxy:
         self.lanes: Mapping[str, Lane] = {}
         self.use_routes(routes)
         self.clients: set[ClientEnd] = set()
+        self.turned_away: set[ClientEnd] = set()
+        """Connections that are told that they cannot stay."""
         self.arriving: set[asyncio.Task[None]] = set()
         """Connections whose header or handshake is under way."""
         self._clients_from: defaultdict[str, int] = defaultdict(int)
@@ -163,18 +168,30 @@ class Proxy:
         self.routes, self.lanes, self._groups = routes, lanes, groups
 
     def take_in(self, client: ClientEnd) -> Refusal | None:
-        """Count a new connection, and say why it cannot stay, if it cannot."""
-        self.clients.add(client)
-        peer, settings = client.hop.peer, self.settings
-        self._clients_from[peer] += 1
-        if len(self.clients) > settings.connections_max:
+        """Count a new connection; or say why it cannot stay. One that cannot takes nobody's place while it is told so."""
+        peer = client.hop.peer
+        refusal = self._why_full(client)
+        if refusal is None:
+            self.clients.add(client)
+            self._clients_from[peer] += 1
+        elif len(self.turned_away) < TURNED_AWAY_MAX:
+            self.turned_away.add(client)
+        else:
+            client.abort()
+        return refusal
+
+    def _why_full(self, client: ClientEnd) -> Refusal | None:
+        settings = self.settings
+        if len(self.clients) >= settings.connections_max:
             self.metrics.events["connections_refused"] += 1
             return Refusal(Reason.OVERLOADED, detail="Too many connections are open.")
-        if self._clients_from[peer] > settings.connections_per_address_max and not client.hop.is_trusted:
+        here = self.clients_from(client.hop.peer)
+        if here >= settings.connections_per_address_max and not client.hop.is_trusted:
             self.metrics.events["address_connections_refused"] += 1
             return Refusal(
-                Reason.TOO_MANY_CONNECTIONS, detail="Too many connections are open from this address. Close or reuse some.",
-            )  # fmt: skip
+                Reason.TOO_MANY_CONNECTIONS,
+                detail="Too many connections are open from this address. Close or reuse some.",
+            )
         return None
 
     def clients_from(self, peer: str) -> int:
@@ -183,6 +200,7 @@ class Proxy:
 
     def let_go(self, client: ClientEnd) -> None:
         """A connection is gone."""
+        self.turned_away.discard(client)
         if client in self.clients:
             self.clients.discard(client)
             peer = client.hop.peer
@@ -269,7 +287,7 @@ class Proxy:
             self._refusals_due = now + REFUSAL_FLUSH_S
             self._flush_refusals()
         if not self._round:
-            self._round = list(self.clients)
+            self._round = [*self.clients, *self.turned_away]
             self._slice = max(CLIENTS_A_SLICE, len(self._round) // SLICES_MAX + 1)
             self._look_at_slice()
 
@@ -277,11 +295,12 @@ class Proxy:
         """Look at some of the connections, and at the others in a moment: thousands of them at once would make every request
         that arrives meanwhile wait."""
         now, clients = self.loop.time(), self._round
-        for client in clients[-self._slice :]:
-            client.on_tick(now)
+        looked_at = clients[-self._slice :]
         del clients[-self._slice :]
-        if clients:
+        if clients:  # first: whatever one of them does, the others are looked at
             self.loop.call_later(SLICE_S, self._look_at_slice)
+        for client in looked_at:
+            client.on_tick(now)
 
     def _flush_refusals(self) -> None:
         """Write the counts of refused requests gathered since the last time; a count that is not taken is kept."""

@@ -113,7 +113,8 @@ async def serve(listen_fd: int, channel_fd: int) -> None:
     proxy = Proxy(settings, loaded.routes, loaded.pepper, AccessLog(settings.access_log_fraction))
     acceptor = Acceptor(socket.socket(fileno=listen_fd), proxy, loaded.tls)
     proxy.start()
-    channel = Channel(proxy, lambda: reload(proxy, acceptor), stop)
+    reloads = Reloads(proxy, acceptor)
+    channel = Channel(proxy, reloads.want, stop)
     await loop.create_connection(lambda: channel, sock=socket.socket(fileno=channel_fd))
     await await_ledger(proxy, settings.redis_timeout_s)
     acceptor.start()
@@ -134,16 +135,34 @@ async def serve(listen_fd: int, channel_fd: int) -> None:
     log.info("worker_stopped")
 
 
-def reload(proxy: Proxy, acceptor: Acceptor) -> None:
-    """Serve by the route table and the certificates as they are now; keep the old ones if something is wrong with them."""
-    try:
-        loaded = load_settings()
-        proxy.use_routes(loaded.routes)
-    except (SettingsError, TlsFilesError) as error:
-        proxy.metrics.events["reload_refused"] += 1
-        log.error("reload_refused", problems=getattr(error, "problems", None) or [str(error)])
-    else:
-        acceptor.tls = loaded.tls
+class Reloads:
+    """Serves by the route table and the certificates as they are now; keeps the old ones if something is wrong with them."""
+
+    def __init__(self, proxy: Proxy, acceptor: Acceptor) -> None:
+        self._proxy = proxy
+        self._acceptor = acceptor
+        self._wanted = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def want(self) -> None:
+        """Reload; once more, if that is being done already."""
+        self._wanted += 1
+        if self._task is None or self._task.done():
+            self._task = self._proxy.loop.create_task(self._reload(), name="reload")
+
+    async def _reload(self) -> None:
+        while self._wanted:
+            self._wanted = 0
+            try:
+                loaded = await asyncio.to_thread(
+                    load_settings
+                )  # certificates take their time, and requests go on
+                self._proxy.use_routes(loaded.routes)
+            except (SettingsError, TlsFilesError) as error:
+                self._proxy.metrics.events["reload_refused"] += 1
+                log.error("reload_refused", problems=getattr(error, "problems", None) or [str(error)])
+            else:
+                self._acceptor.tls = loaded.tls
 
 
 async def await_ledger(proxy: Proxy, timeout_s: float) -> None:

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,7 @@ _SNAPSHOT_TIMEOUT_S: Final = 2.0
 _SUCCESSOR_TIMEOUT_S: Final = 30.0
 _FILES_LOOKED_AT_EVERY_S: Final = 1.0
 _STOP_MARGIN_S: Final = 5.0
+_KILLED_WITHIN_S: Final = 2.0
 
 log = structlog.get_logger("gateway.supervisor")
 
@@ -49,6 +50,8 @@ class Place:
     worker: WorkerProcess | None = None
     successor: WorkerProcess | None = None
     """Started to take the worker's place when that leaves."""
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a worker is started for it, until it is known which one that is: one at a time."""
 
 
 class Supervisor:
@@ -100,6 +103,11 @@ class Supervisor:
     @property
     def is_stopping(self) -> bool:
         return self._stopping.is_set()
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a worker that is told to stop may take; then it is killed."""
+        return self._settings.drain_timeout_s + _STOP_MARGIN_S
 
     # -- what the workers count
 
@@ -163,15 +171,16 @@ class Supervisor:
         while not self._stopping.is_set():
             started = asyncio.get_running_loop().time()
             try:
-                worker, place.successor = place.successor or await self._start(place), None
+                async with place.starting:
+                    place.worker = worker = place.successor or await self._start(place)
+                    place.successor = None
             except OSError as error:  # no memory or no processes left: there may be later
                 log.error(
                     "worker_not_started", worker=place.number, error=error.strerror or type(error).__name__
                 )
             else:
-                place.worker = worker
                 if self.is_stopping:  # since it was being started: whoever stops the workers did not see it
-                    worker.tell_to_stop()
+                    worker.tell_to_stop(self._patience_s)
                 await worker.leaving.wait()
                 self._leaving[worker] = asyncio.create_task(self._see_off(worker), name="see worker off")
                 place.worker = None
@@ -209,9 +218,9 @@ class Supervisor:
         for place in self._places:
             if self.is_stopping:
                 return
-            before = place.worker
             try:
-                place.successor = worker = await self._start(place)
+                async with place.starting:
+                    place.successor = worker = place.successor or await self._start(place)
             except OSError as error:
                 log.error(
                     "rolling_restart_failed",
@@ -226,8 +235,9 @@ class Supervisor:
                     place.successor = None
                     worker.kill()
                 return
-            if before is not None:
-                before.tell_to_stop()
+            before = place.worker
+            if before is not None and before is not worker:
+                before.tell_to_stop(self._patience_s)
         log.info("rolling_restart_done")
 
     async def _stop_workers(self) -> None:
@@ -239,15 +249,12 @@ class Supervisor:
             self._rolling.cancel()
         await asyncio.gather(*(worker.ask(_SNAPSHOT_TIMEOUT_S) for worker in self._workers()))
         for worker in self._workers():
-            worker.tell_to_stop()
-        deadline_s = self._settings.drain_timeout_s + _STOP_MARGIN_S
-        waited_for = [*self._keepers, *self._leaving.values()]
-        await asyncio.wait(waited_for, timeout=deadline_s)
-        still = [worker.ended() for worker in self._workers()]
-        if still:
-            await asyncio.wait([asyncio.ensure_future(end) for end in still], timeout=deadline_s)
-        for worker in self._workers():
-            worker.kill()
+            worker.tell_to_stop(self._patience_s)
+        deadline = asyncio.get_running_loop().time() + self._patience_s + _KILLED_WITHIN_S
+        for tasks in (self._keepers, self._leaving.values()):  # who leaves a place is seen off from then on
+            if tasks:
+                left_s = max(deadline - asyncio.get_running_loop().time(), 0.0)
+                await asyncio.wait(list(tasks), timeout=left_s)
         for task in (*self._keepers, *self._leaving.values()):
             task.cancel()
         await asyncio.gather(*self._keepers, *self._leaving.values(), return_exceptions=True)
@@ -282,6 +289,13 @@ class Supervisor:
         except SettingsError as error:
             self.reloads["reload_refused"] += 1
             log.error("reload_refused", problems=error.problems)
+            return
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # nobody foresaw it: the old ones stay, and the next change is looked at
+            self.reloads["reload_refused"] += 1
+            log.error("reload_refused", problems=[f"{type(error).__name__}: {error}"])
             return
         self._stamps = _stamps(loaded)
         for worker in self._workers():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gateway.routing import UpstreamTls
@@ -44,7 +45,12 @@ def listener_context(tls: ListenerTls) -> ssl.SSLContext:
 
 
 def upstream_context(tls: UpstreamTls) -> ssl.SSLContext:
-    """A context for https targets. Raises TlsFilesError."""
+    """A context for https targets; the same one for as long as its files are the same. Raises TlsFilesError."""
+    return _upstream_context(tls, tuple(stamp(path) for path in upstream_files(tls)))
+
+
+@lru_cache(maxsize=256)  # 17 ms each, with the system's authorities
+def _upstream_context(tls: UpstreamTls, _stamps: tuple[object, ...]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -69,7 +75,7 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file is written anew or replaced; None while it cannot be looked at."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
 

@@ -84,12 +84,14 @@ class WorkerProcess:
         if not self._writer.is_closing():
             self._writer.write(RELOAD)
 
-    def tell_to_stop(self) -> None:
-        """Once: a second signal would reap a process that has just ended, and whoever waits for it would not learn its
-        status."""
+    def tell_to_stop(self, kill_after_s: float | None = None) -> None:
+        """And kill it if it has not ended then. Once: a second signal would reap a process that has just ended, and whoever
+        waits for it would not learn its status."""
         if self.status is None and self.process.returncode is None and not self.is_told_to_stop:
             self.is_told_to_stop = True
             self.process.terminate()
+            if kill_after_s is not None:
+                asyncio.get_running_loop().call_later(kill_after_s, self.kill)
 
     def kill(self) -> None:
         if self.process.returncode is None:

@@ -160,7 +160,7 @@ class ClientConnection(ClientEnd):
             return
         why = self._why_not(head, route)
         if why is not None:
-            self._answer_and_close(why, route.errors)
+            self._answer_and_close(why, route.errors, head)
             return
         lane = self._proxy.lanes[route.name]
         exchange = Exchange(self._proxy, self, head, target, lane)
@@ -177,6 +177,8 @@ class ClientConnection(ClientEnd):
             return None
         if target.raw and route.raw_path:
             target.take_raw(route.path.rstrip(b"/"))
+            if self._proxy.routes.match(head.method, head.host, target.decoded()) is not route:
+                raise HeadError(400, "The path can be read as another route's.")
         return route
 
     def _why_not(self, head: RequestHead, route: Route) -> Refusal | None:
@@ -236,10 +238,10 @@ class ClientConnection(ClientEnd):
     def _refuse_unrouted(self, head: RequestHead, rest: Data) -> None:
         self._proxy.metrics.refusals[("", Reason.NO_SUCH_ROUTE.value)] += 1
         if head.length:
-            self._answer_and_close(Refusal(Reason.NO_SUCH_ROUTE))
+            self._answer_and_close(Refusal(Reason.NO_SUCH_ROUTE), "problem", head)
             return
         self._kept = bytes(rest)
-        self._write_refusal(Refusal(Reason.NO_SUCH_ROUTE), "problem", self._proxy.next_request_id(), head)
+        self._write_refusal(Refusal(Reason.NO_SUCH_ROUTE), "problem", self._request_id(head), head)
         self.on_exchange_end()
 
     def _read_body(self, data: Data) -> None:

@@ -130,8 +130,7 @@ class ClientEnd(ConnectionEnd):
             if self._body is not None or self._kept:
                 self._linger()
             else:
-                self._unsent, self._deadline = 0, 0.0
-                transport.close()
+                self._close_in_order(0.0)
             return
         now = self._proxy.ticked_at
         self._deadline = now + self._proxy.settings.idle_timeout_s
@@ -162,7 +161,14 @@ class ClientEnd(ConnectionEnd):
         if exchange is not None and exchange.head.minor == 0:
             self.reset()
         elif self._transport is not None:
-            self._deadline = self._proxy.loop.time() + LINGER_S
+            self._close_in_order(LINGER_S)
+
+    def _close_in_order(self, patience_s: float) -> None:
+        """Close once everything is sent. Over TLS nobody can see how much is not, below TLS: there it gets the time of a reader
+        who stands still."""
+        if self._transport is not None:
+            patience_s = patience_s if self.can_half_close else self._proxy.settings.body_timeout_s
+            self._unsent, self._deadline = 0, self._proxy.loop.time() + patience_s
             self._transport.close()
 
     @property
@@ -202,7 +208,7 @@ class ClientEnd(ConnectionEnd):
             self._proxy.metrics.events["head_timeout"] += 1
             self._answer_and_close(Refusal(Reason.REQUEST_TIMEOUT, detail="The head did not arrive in time."))
         else:
-            self._transport.close()
+            self._close_in_order(0.0)
 
     def stop(self, now: float) -> None:
         """The gateway drains: a busy connection ends after its answer, one without a request in a moment: a request may be on
@@ -228,12 +234,18 @@ class ClientEnd(ConnectionEnd):
         has_body = asked is None or asked.method != b"HEAD"
         self.write(refusal_answer(refusal, dialect, request_id, self.connection_field(), has_body=has_body))
 
-    def _answer_and_close(self, refusal: Refusal, dialect: Dialect = "problem") -> None:
+    def _request_id(self, head: RequestHead | None) -> bytes:
+        """What a request is answered under that never becomes an exchange."""
+        return (head.request_id if head is not None else None) or self._proxy.next_request_id()
+
+    def _answer_and_close(
+        self, refusal: Refusal, dialect: Dialect = "problem", head: RequestHead | None = None
+    ) -> None:
         """Answer what cannot be read any further, and close once the client has had a chance to read that."""
         self._proxy.metrics.refusals[("", refusal.reason.value)] += 1
         self._kept = b""
         self._closes = True
-        self._write_refusal(refusal, dialect, self._proxy.next_request_id())
+        self._write_refusal(refusal, dialect, self._request_id(head), head)
         self._linger()
 
     def _linger(self) -> None:

@@ -153,7 +153,9 @@ class FieldLines(dict[bytes, Field]):
         kind = self._kinds.get(name)
         if kind is None:
             folded = name.translate(_FOLDED)
-            kind = Kind.DROP if folded != name and folded in self._guarded else Kind.PASS
+            is_taken_for = folded != name and folded in self._guarded
+            is_about_principal = folded.startswith(b"x-principal-") and b"x-principal" in self._guarded
+            kind = Kind.DROP if is_taken_for or is_about_principal else Kind.PASS
         value = match[2].rstrip(b" \t")
         if kind in _VALUES:
             is_good, reason = _VALUES[kind]

@@ -238,7 +238,7 @@ def _read_hop(head: RequestHead, given: Field) -> None:
         hop.wants_trailers |= b"trailers" in codings
     elif kind is Kind.VIA:
         hop.via.append(value)
-    else:
+    elif not holds_token(value):
         hop.forwarded.append(given)
 
 

@@ -32,6 +32,7 @@ class Probe:
         self._is_stopped = False
         self._status = 0
         self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
 
     def on_tick(self, now: float) -> None:
         """Ask when it is time; give up when the answer takes too long."""
@@ -41,7 +42,7 @@ class Probe:
         elif now >= self._due and not self._is_stopped:
             self._due = now + self._check.every_s
             self._is_asking, self._asked_at, self._status = True, now, 0
-            self._pool.connect_apart(self)
+            self._connecting = self._pool.connect_apart(self)
 
     def stop(self) -> None:
         self._is_stopped = True
@@ -50,10 +51,7 @@ class Probe:
             self._drop()
 
     def on_connection(self, connection: UpstreamConnection) -> None:
-        if not self._is_asking or self._connection is not None:  # it comes too late for its question
-            connection.abort()
-            return
-        self._connection = connection
+        self._connection, self._connecting = connection, None
         upstream = self._pool.upstream
         request = b"GET %b%b HTTP/1.1\r\nHost: %b\r\nUser-Agent: tollkeeper-health\r\nConnection: close\r\n\r\n" % (
             upstream.path, self._check.path, self._pool.authority,
@@ -61,6 +59,7 @@ class Probe:
         connection.begin(self, request, is_head_request=False)
 
     def on_no_connection(self, error: ConnectionFailed) -> None:
+        self._connecting = None
         self._end(False, error.kind)
 
     def on_interim(self, head: ResponseHead) -> None:
@@ -89,8 +88,11 @@ class Probe:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        connecting, self._connecting = self._connecting, None
         if connection is not None:
             connection.abort()
+        elif connecting is not None:
+            connecting.cancel()  # it would come too late for its question
 
     def _end(self, is_well: bool, why: str) -> None:
         if not self._is_asking:

@@ -22,6 +22,7 @@ from gateway.routing import Ejection, Upstream
 REPEATED_ANSWER_MAX: Final = 2_048
 """The longest head of an answer that is remembered for comparison with the next one of its target, in bytes."""
 
+CLOSING_S: Final = 10.0
 _NAME_CHECKED_EVERY_S: Final = 1.0
 
 
@@ -116,13 +117,14 @@ class UpstreamPool:
             borrower.on_no_connection(ConnectionFailed("full", "too many requests wait for this upstream"))
         return None
 
-    def connect_apart(self, borrower: Answering) -> None:
+    def connect_apart(self, borrower: Answering) -> asyncio.Task[None]:
         """Open a connection for a health check: it takes nobody's place, waits for none, and is lent to nobody else."""
         task = self._loop.create_task(
             self._connect(borrower, is_apart=True), name=f"check {self.upstream.host}"
         )
         self._apart.add(task)
         task.add_done_callback(self._apart.discard)
+        return task
 
     def stop_waiting(self, borrower: object) -> None:
         """The borrower no longer needs a connection. (One that is being opened for it is kept for others.)"""
@@ -137,6 +139,10 @@ class UpstreamPool:
         else:
             connection.idle_since = self._looked_at
             self._idle.append(connection)
+
+    def abort_later(self, connection: UpstreamConnection) -> None:
+        """An upstream that does not read must not keep what is closed."""
+        self._loop.call_later(CLOSING_S, connection.abort)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """A connection is gone: its place is free for somebody who waits."""
@@ -206,11 +212,13 @@ class UpstreamPool:
             connection = await self._opened()
         except ConnectionFailed as error:
             self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self.note_failure(error.kind)
+            if not is_apart:
+                self.note_failure(error.kind)
             borrower.on_no_connection(error)
             self._serve_waiting()
         else:
             self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            connection.is_apart = is_apart
             if not is_apart:
                 self._open.add(connection)
             borrower.on_connection(connection)

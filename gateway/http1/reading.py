@@ -15,6 +15,8 @@ def read_request(raw: bytes, *, field_count_max: int, target_length_max: int) ->
         reject_early(raw)  # what would have been refused before the whole head was there is refused for that
         raise
     target = normalise(head.method, head.target, head.host)
+    if holds_token(head.host):
+        raise HeadError(400, "A token stands in Host, where it would be written down.")
     if holds_token(head.target) or holds_token(target.path):
         raise HeadError(
             400, "A token stands in the URL, where it would be written down. Send it in a header."

@@ -56,6 +56,10 @@ class Target:
             raise HeadError(400, "The path is encoded where the route is chosen by it.")
         self.path = raw
 
+    def decoded(self) -> bytes:
+        """The path as an upstream may read it that decodes everything first."""
+        return b"/" + b"/".join(filter(None, _SEPARATORS.split(_decoded(self.raw))))
+
 
 def normalise(method: bytes, target: bytes, host: bytes) -> Target:
     """The one form of a request target. Raises HeadError (400, or 501 for CONNECT)."""

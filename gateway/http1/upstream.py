@@ -83,8 +83,8 @@ class UpstreamConnection(ConnectionEnd):
     """One connection: writes requests, reads answers strictly."""
 
     __slots__ = (
-        "_answering", "_chunks", "_interim", "_is_head_request", "_kept", "_left", "_state", "address", "idle_since",
-        "keep_alive", "pool", "requests",
+        "_answering", "_chunks", "_interim", "_is_head_request", "_kept", "_left", "_state", "address", "has_spoken",
+        "idle_since", "is_apart", "keep_alive", "pool", "requests",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool) -> None:
@@ -98,6 +98,10 @@ class UpstreamConnection(ConnectionEnd):
         self._left = 0
         self._chunks: ChunkedReader | None = None
         self._interim = 0
+        self.is_apart = False
+        """For health checks: how they go is said by them alone."""
+        self.has_spoken = False
+        """Whether something has been passed on in answer to the present request."""
         self.keep_alive = True
         """Whether the upstream lets it be used again after this answer."""
         self._is_head_request = False
@@ -116,6 +120,7 @@ class UpstreamConnection(ConnectionEnd):
         self._answering = answering
         self._state = _AWAIT_HEAD
         self._interim = 0
+        self.has_spoken = False
         self._is_head_request = is_head_request
         self.requests += 1
         if body:
@@ -146,9 +151,10 @@ class UpstreamConnection(ConnectionEnd):
         super().abort()
 
     def close(self) -> None:
-        """End the connection once everything is sent; the borrower is not told."""
+        """End the connection once everything is sent, or nobody has taken it for a while; the borrower is not told."""
         self._answering = None
         super().close()
+        self.pool.abort_later(self)
 
     # -- asyncio.Protocol
 
@@ -168,7 +174,7 @@ class UpstreamConnection(ConnectionEnd):
     def _note_loss(self) -> None:
         """A connection that ends before the head of an answer says that the target is not well; but for a kept one, which any
         server may close between two requests."""
-        if self._state == _AWAIT_HEAD and (self.requests == 1 or self._kept):
+        if self._state == _AWAIT_HEAD and (self.requests == 1 or self._kept) and not self.is_apart:
             self.pool.note_failure("lost")
 
     def eof_received(self) -> bool:
@@ -236,7 +242,8 @@ class UpstreamConnection(ConnectionEnd):
                 self.pool.know_answer(raw, head)
             if head.status >= 200:
                 self.keep_alive = head.keep_alive
-                self.pool.note_answer()
+                if not self.is_apart:
+                    self.pool.note_answer()
                 self._begin_body(answering, head, behind(data, end))
                 return
             data = data[end:]
@@ -247,6 +254,7 @@ class UpstreamConnection(ConnectionEnd):
             if self._interim > INTERIM_ANSWERS_MAX:
                 self._fail()
                 return
+            self.has_spoken = True
             answering.on_interim(head)
 
     def _switch(self, answering: Answering, head: ResponseHead, rest: bytes) -> None:
@@ -314,7 +322,7 @@ class UpstreamConnection(ConnectionEnd):
     def _fail(self) -> None:
         """It says what is not HTTP, or what nobody asked for."""
         answering = self._answering
-        if self._state == _AWAIT_HEAD:
+        if self._state == _AWAIT_HEAD and not self.is_apart:
             self.pool.note_failure("malformed")
         self.abort()
         if answering is not None:

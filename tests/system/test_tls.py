@@ -243,6 +243,22 @@ async def test_large_bodies_arrive_whole_over_tls_on_both_sides(
     assert len({seen.connection for seen in tls_upstream.of(workload.key)}) == 1
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_slow_reader_of_the_last_answer_on_a_connection_gets_it_whole(
+    installation: Installation, gateway: Gateway, trusting: ssl.SSLContext, version: str
+) -> None:
+    """Below TLS there are bytes that nobody counts: closing must wait for them."""
+    workload = await installation.workload()
+    async with wire(gateway.port, tls=trusting) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.send(request(workload, f"/free/bytes/{4 * MIB}", "Connection: close", version=version))
+        await asyncio.sleep(1.0)  # ten looks of the gateway's at a connection that it has closed
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        answer = await client.answer()
+        assert answer.is_whole
+        assert answer.body == PIECE * 16
+
+
 # -- clients' certificates
 
 

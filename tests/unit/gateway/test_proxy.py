@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -14,6 +16,7 @@ from gateway.contract import usage_event
 from gateway.contract.money import Microcredits
 from gateway.contract.usage_event import RefusalCount
 from gateway.http1.client import ClientConnection
+from gateway.http1.client_end import ClientEnd
 from gateway.pricing import Price
 from gateway.proxy import group_key, pseudonym
 from gateway.refusals import Reason
@@ -215,14 +218,42 @@ def test_a_connection_that_was_never_taken_in_is_not_let_go() -> None:
 def test_a_connection_too_many_is_counted_and_said_why() -> None:
     with World(connections_max=3, connections_per_address_max=2) as world:
         proxy = world.proxy
-        refusals = [proxy.take_in(ClientConnection(proxy, peer)) for peer in ("a", "a", "a", "b")]
+        clients = [ClientConnection(proxy, peer) for peer in ("a", "a", "a", "a", "b", "c")]
+        refusals = [proxy.take_in(client) for client in clients]
         reasons = [refusal.reason if refusal else None for refusal in refusals]
-        assert reasons == [None, None, Reason.TOO_MANY_CONNECTIONS, Reason.OVERLOADED]
+        too_many = Reason.TOO_MANY_CONNECTIONS
+        assert reasons == [None, None, too_many, too_many, None, Reason.OVERLOADED]
         events = proxy.metrics.events
-        assert (events["address_connections_refused"], events["connections_refused"]) == (1, 1)
-        assert (proxy.clients_from("a"), proxy.clients_from("c")) == (3, 0)
-        for client in list(proxy.clients):
+        assert (events["address_connections_refused"], events["connections_refused"]) == (2, 1)
+        assert (proxy.clients_from("a"), proxy.clients_from("b"), proxy.clients_from("c")) == (2, 1, 0)
+        assert proxy.turned_away == {clients[2], clients[3], clients[5]}, (
+            "who cannot stay takes nobody's place"
+        )
+        for client in clients:
             proxy.let_go(client)
+        assert proxy.clients == proxy.turned_away == set()
+
+
+def test_one_connection_that_fails_in_a_tick_leaves_the_others_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with World(idle_timeout_s=1.0, head_timeout_s=1.0) as world:
+        line, quiet = world.client(), world.client()
+        broken = next(client for client in world.proxy.clients if client._transport is line)
+        monkeypatch.setattr(type(broken), "on_tick", _failing_for(broken, type(broken).on_tick))
+        world.advance(2.0)
+        assert quiet.is_lost
+        assert world.loop.failures
+        world.loop.failures.clear()
+
+
+def _failing_for(broken: ClientEnd, tick: Callable[[ClientEnd, float], None]) -> Any:
+    def on_tick(client: ClientEnd, now: float) -> None:
+        if client is broken:
+            raise RuntimeError("raised by the test")
+        tick(client, now)
+
+    return on_tick
 
 
 # -- what is counted

@@ -14,7 +14,7 @@ from gateway.http1.head import parse_request
 from gateway.proxy import CLIENTS_A_SLICE, SLICE_S, SLICES_MAX, TICK_S, Proxy
 from gateway.server import drain
 from tests.unit.gateway.http1.clients import NO_TOKEN, asks, client_from, statuses, tls_client
-from tests.unit.gateway.world import ANSWER, AUTHORIZATION, HOST, ROUTE, World, get
+from tests.unit.gateway.world import ANSWER, AUTHORIZATION, HOST, ROUTE, TOKEN, World, get
 
 # -- limits
 
@@ -295,3 +295,55 @@ def test_each_request_on_a_connection_has_to_say_anew_who_it_is_from() -> None:
         client = world.client()
         asks(world, client, get() + NO_TOKEN + get().replace(AUTHORIZATION, b"") + get())
         assert statuses(client) == [200, 401, 401, 200]
+
+
+def test_an_answer_to_head_has_no_body_whatever_is_refused_and_goes_by_the_clients_id() -> None:
+    with World(body_bytes_max=10) as world:
+        client = world.client()
+        client.say(get(b"/x", b"Content-Length: 11", b"X-Request-Id: mine-1").replace(b"GET", b"HEAD", 1))
+        world.settle_down()
+        head, _, body = bytes(client.sent).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nX-Request-Id: mine-1" in head
+        assert body == b""
+
+
+@pytest.mark.parametrize("path", [b"/admin%2Fx", b"/%2Fadmin/x", b"/admin%5cx", b"/%61dmin/x"])
+def test_a_raw_path_never_passes_a_route_that_it_can_be_read_as(path: bytes) -> None:
+    raw = replace(ROUTE, name="raw", raw_path=True)
+    guarded = replace(ROUTE, name="admin", path=b"/admin/")
+    with World((raw, guarded)) as world:
+        client = world.client()
+        client.say(get(path))
+        world.settle_down()
+        targets = [read.target for read in world.upstream.all_requests]
+        if client.sent.startswith(b"HTTP/1.1 200 "):
+            assert targets == [b"/admin/x"], "it went to the guarded route, in its normal form"
+        else:
+            assert client.sent.startswith(b"HTTP/1.1 400 ")
+            assert targets == []
+
+
+@pytest.mark.parametrize(
+    "name", [b"X-Principal-Scopes", b"x_principal_role", b"X.Principal.Id", b"X-PRINCIPAL-"]
+)
+def test_no_field_that_speaks_of_the_principal_is_the_clients(name: bytes) -> None:
+    with World() as world:
+        client = world.client()
+        client.say(get(b"/x", name + b": forged"))
+        world.settle_down()
+        (read,) = world.upstream.all_requests
+        assert b"forged" not in b"".join(value for _, value in read.fields)
+
+
+def test_a_token_in_host_is_refused_and_one_in_a_forwarded_field_dropped() -> None:
+    with World(trusted_networks="10.0.0.0/8") as world:
+        for request, status in (
+            (get().replace(HOST, b"Host: " + TOKEN + b"\r\n"), b"400"),
+            (get(b"/x", b"X-Forwarded-Host: " + TOKEN), b"200"),
+        ):
+            client = world.client()
+            client.say(request)
+            world.settle_down()
+            assert client.sent[9:12] == status
+        assert all(TOKEN not in line.sent for line in world.upstream.lines)

@@ -347,3 +347,15 @@ def test_at_the_end_of_the_process_nobody_is_asked_any_more() -> None:
         world.advance(3.0)
         assert len(world.upstream.calls) == calls
         assert all(line.is_lost for line in world.upstream.lines)
+
+
+def test_checks_that_go_well_do_not_excuse_requests_that_do_not() -> None:
+    ejecting = replace(ROUTE, ejection=Ejection(after_failures=3, for_s=60.0, for_max_s=60.0))
+    with world_of(ejecting) as world:
+        world.upstream.answers_at = {
+            "a.example": lambda read: ANSWER if is_check(read) else b"not HTTP\r\n\r\n"
+        }
+        for _ in range(12):
+            asks(world)
+            world.advance(1.1)  # a check goes well between any two
+        assert up(world) == [0, 1]
