@@ -297,10 +297,16 @@ class Proxy:
         now, clients = self.loop.time(), self._round
         looked_at = clients[-self._slice :]
         del clients[-self._slice :]
-        if clients:  # first: whatever one of them does, the others are looked at
+        if clients:
             self.loop.call_later(SLICE_S, self._look_at_slice)
         for client in looked_at:
-            client.on_tick(now)
+            try:
+                client.on_tick(now)
+            except Exception as error:  # noqa: BLE001 - a defect: told to the loop's handler, and the others are looked at
+                client.abort()
+                self.loop.call_exception_handler(
+                    {"message": "a connection's tick failed", "exception": error}
+                )
 
     def _flush_refusals(self) -> None:
         """Write the counts of refused requests gathered since the last time; a count that is not taken is kept."""
