@@ -26,7 +26,7 @@ LINGER_S: Final = 2.0
 LINGER_MAX_S: Final = 30.0
 """And how long it may go on sending what nobody reads: an upload that was refused, by a client that reads answers last."""
 
-QUIET_S: Final = 1.0
+QUIET_S: Final = 2.0
 """How long a connection without a request is kept when the gateway drains."""
 
 _BODY_IS_LOST: Final = frozenset((Reason.BAD_REQUEST, Reason.REQUEST_TIMEOUT))

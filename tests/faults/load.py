@@ -18,6 +18,9 @@ from tests.system.wire import Answer, Wire, request
 
 LOOPS = 12
 PAUSE_S = 0.004
+UNUSED_MAX_S = 1.0
+"""A kept connection that was not used for so long is not used again: half of what a gateway that drains grants."""
+
 """Between two requests of one loop: enough load to be in the middle of something at any moment, on few cores."""
 
 
@@ -106,18 +109,25 @@ async def kept_load(
 
     async def loop(number: int) -> None:
         client: Wire | None = None
+        used_at = 0.0
         count = number
         while not running.stopping:
             count += 1
             body = b"x" * 100 if count % 2 else b""
             data = request(workload, f"{path}/{number}-{count}", method="POST" if body else "GET", body=body)
             began, answer = time.monotonic(), None
+            if (
+                client is not None and began - used_at > UNUSED_MAX_S
+            ):  # this process stood still: as clients do, begin anew
+                client.close()
+                client = None
             try:
                 client = client or await Wire.open(port, tls=tls)
                 client.send(data)
                 answer = await client.answer()
             except (OSError, EOFError):  # TimeoutError is an OSError
                 await asyncio.sleep(0.02)
+            used_at = time.monotonic()
             is_answered = answer is not None and answer.is_whole
             status = answer.status if answer is not None and is_answered else None
             running.outcomes.append(Outcome(began, time.monotonic(), status, answer))

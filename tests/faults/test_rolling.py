@@ -111,7 +111,7 @@ def site(stack: Stack, fault_upstream: RecordingUpstream, tmp_path: Path) -> Ite
     )
     with another_gateway(
         stack.redis.url, stack.directory / "pepper", log, routes, workers=str(WORKERS),
-        tls_certificate=str(pair.certificate), tls_key=str(pair.key), drain_timeout_s="3",
+        tls_certificate=str(pair.certificate), tls_key=str(pair.key), drain_timeout_s="5",
     ) as started:  # fmt: skip
         yield Site(started, tmp_path, log, authority, fault_upstream)
 
