@@ -319,8 +319,15 @@ def parse_response(head: bytes, *, field_count_max: int) -> ResponseHead:
             elif kind is _IS_CONNECTION:
                 nominated += _connection_options(value)
             elif kind is Kind.TRANSFER_ENCODING:
-                if length != CLOSE_DELIMITED or match[1] == b"0" or value.lower() != b"chunked":
-                    raise HeadError(502, _BAD_FRAMING)
+                if (
+                    length != CLOSE_DELIMITED
+                    or match[1] == b"0"
+                    or value.lower() != b"chunked"
+                    or b"\t" in line
+                ):
+                    raise HeadError(
+                        502, _BAD_FRAMING
+                    )  # (a tab is white space to some readers, and to others not)
                 length = CHUNKED
             elif kind is Kind.UPGRADE:
                 upgrade = upgrade + b", " + value if upgrade else value
