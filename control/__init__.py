@@ -7,6 +7,7 @@ Where to look:
   template.
   Neither imports the other.
 - ``jobs/`` publish, drain, expire, reconcile and the like: each an ``async def run_once``.
+- ``delivery/`` how alerts reach people: webhooks, e-mail, Slack. ``sealing.py`` secrets at rest.
 - ``migrations/`` the schema, as SQL files in order.
 - ``embedded/`` real Postgres and Valkey servers out of wheels, for the one-command start and for tests.
 - ``settings.py`` the environment; ``app.py`` the composition root; ``cli`` the ``tollkeeper`` command.

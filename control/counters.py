@@ -15,17 +15,29 @@ from redis.asyncio import Redis
 from control.domain.budgets import Standing, standing
 from control.publishing import RedisUnavailable, redis_answers
 from gateway.contract.ids import AccountId, KeyId, Level, OrganizationTag
-from gateway.contract.layout import Layout
-from gateway.contract.records import COUNTER_FIELDS, Budget, read_counters
+from gateway.contract.layout import META, Layout
+from gateway.contract.records import COUNTER_FIELDS, Budget, Counters, Grant, read_counters
 
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
-    """Something that has a budget: `id` is an organization's tag, an account's id or a key's id, by `level`."""
+    """Something that has a budget: `id` is an organization's tag, an account's id or a key's id, by `level`. `grants` are
+    those of a prepaid organization that will expire, else None."""
 
     level: Level
     id: str
     budget: Budget
+    grants: tuple[Grant, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What Redis said in one moment, `now_us` by its clock. `counters` in the order asked; None: there is no such record.
+    Unless `is_loaded`, gateways refuse everything."""
+
+    now_us: int
+    is_loaded: bool
+    counters: list[Counters | None]
 
 
 class LiveCounters:
@@ -37,11 +49,22 @@ class LiveCounters:
 
     async def standings(self, of: Sequence[Budgeted]) -> list[Standing | None]:
         """Where each budget stands now; all None if Redis does not answer."""
+        live = await self.live(of)
+        if live is None:
+            return [None] * len(of)
+        now_ms = live.now_us // 1000
+        return [
+            standing(item.budget, counters, now_ms, item.grants)
+            for item, counters in zip(of, live.counters, strict=True)
+        ]
+
+    async def live(self, of: Sequence[Budgeted]) -> Live | None:
+        """What Redis says of each now; None if it does not answer."""
         try:
             async with redis_answers():
                 return await self._read(of)
         except RedisUnavailable:
-            return [None] * len(of)
+            return None
 
     async def is_answering(self) -> bool:
         try:
@@ -50,17 +73,15 @@ class LiveCounters:
         except RedisUnavailable:
             return False
 
-    async def _read(self, of: Sequence[Budgeted]) -> list[Standing | None]:
+    async def _read(self, of: Sequence[Budgeted]) -> Live:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
+            pipe.hexists(META, "epoch")
             for item in of:
                 pipe.hmget(self._record(item), COUNTER_FIELDS)
-            (seconds, micros), *answers = await pipe.execute()
-        now_ms = seconds * 1000 + micros // 1000
-        return [
-            standing(item.budget, read_counters(cast("list[bytes | None]", values)), now_ms)
-            for item, values in zip(of, answers, strict=True)
-        ]
+            (seconds, micros), is_loaded, *answers = await pipe.execute()
+        counters = [read_counters(cast("list[bytes | None]", values)) for values in answers]
+        return Live(seconds * 1_000_000 + micros, bool(is_loaded), counters)
 
     def _record(self, item: Budgeted) -> str:
         if item.level == "organization":

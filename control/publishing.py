@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias, cast
+from typing import Final, NamedTuple, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -19,15 +19,28 @@ from redis.exceptions import NoScriptError, RedisError
 from control.domain.rules import Rules
 from control.settings import ControlSettings
 from gateway.contract import scripts
+from gateway.contract.ids import OrganizationTag
 from gateway.contract.layout import Layout
-from gateway.contract.records import AccountRules, OrganizationRules
+from gateway.contract.records import (
+    COUNTER_FIELDS,
+    AccountRules,
+    Counters,
+    OrganizationRules,
+    read_counters,
+)
 
 _BATCH: Final = 1_000
 _WRITTEN: Final = 1
 _MISSING: Final = -1
 
-Start: TypeAlias = tuple[int, int]
-"""Counters for a record that does not exist yet: start of its window in ms, and microcredits spent in it."""
+
+class Start(NamedTuple):
+    """Counters for a record that does not exist yet: start of its window in ms, microcredits spent in it and, of prepaid
+    credits, lost in it."""
+
+    window_ms: int = 0
+    spent: int = 0
+    lost: int = 0
 
 
 class RedisUnavailable(Exception):
@@ -67,12 +80,12 @@ class Publisher:
         self._redis = redis
         self._layout = layout
 
-    async def publish(self, rules: Rules, window_ms: int = 0, spent: int = 0) -> bool:
+    async def publish(self, rules: Rules, window_ms: int = 0, spent: int = 0, lost: int = 0) -> bool:
         """Write one record; False if it already has this version or a newer one. Raises RedisUnavailable.
 
-        `window_ms` and `spent` are its counters if it does not exist yet.
+        `window_ms`, `spent` and `lost` are its counters if it does not exist yet.
         """
-        return (await self.publish_many([(rules, (window_ms, spent))]))[0]
+        return (await self.publish_many([(rules, Start(window_ms, spent, lost))]))[0]
 
     async def publish_many(self, items: Sequence[tuple[Rules, Start]]) -> list[bool]:
         """Write several, in order, a round trip a thousand. Answers as `publish`. Raises RedisUnavailable."""
@@ -87,6 +100,14 @@ class Publisher:
         return [
             answer != _MISSING for answer in await self._publish_all([(rules, None) for rules in changed])
         ]
+
+    async def counters(self, tag: OrganizationTag) -> tuple[int, Counters | None]:
+        """Redis's clock in ms and an organization's live counters, None without a record. Raises RedisUnavailable."""
+        async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hmget(self._layout.organization(tag), COUNTER_FIELDS)
+            (seconds, micros), values = await pipe.execute()
+        return seconds * 1000 + micros // 1000, read_counters(cast("list[bytes | None]", values))
 
     def record_of(self, rules: Rules) -> str:
         """The name of the Redis key that holds these rules."""
@@ -120,5 +141,5 @@ class Publisher:
             return list(await pipe.execute(raise_on_error=False))
 
     def _append(self, pipe: Pipeline, rules: Rules, start: Start | None) -> None:
-        arguments = [rules.version, *(start or ("", "")), *rules.fields()]
+        arguments = [rules.version, *(start or ("", "", "")), *rules.fields()]
         pipe.execute_command("EVALSHA", scripts.PUBLISH.sha, 1, self.record_of(rules), *arguments)

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from control.addresses import check_postgres_dsn, check_redis_url
+from control.addresses import check_postgres_dsn, check_redis_url, check_smtp_url, is_mail_address
 from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX, Layout
 from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
 
@@ -105,11 +106,26 @@ class ControlSettings(BaseSettings):
     publish_interval_s: Seconds = Field(
         default=0.5, description="Pause between two looks at the outbox and at the state of Redis."
     )
+    grants_interval_s: Seconds = Field(
+        default=1.0, description="Pause between two looks for prepaid grants that have expired."
+    )
     partitions_interval_s: Seconds = Field(
         default=3600.0, description="Pause between two looks at the ledger's partitions."
     )
     reconcile_interval_s: Seconds = Field(
         default=3600.0, description="Pause between two comparisons of Redis's counters with the ledger."
+    )
+    alerts_interval_s: Seconds = Field(
+        default=1.0, description="Pause between two looks for alerts that destinations are to be told of."
+    )
+    smtp_url: SecretStr | None = Field(
+        default=None,
+        description="Mail server for alerts by e-mail: smtp://user:password@host:port, or smtps://; unset: no e-mail.",
+    )
+    smtp_from: str | None = Field(
+        default=None,
+        max_length=320,
+        description="Sender of alerts by e-mail, such as Tollkeeper <alerts@example.com>.",
     )
 
     @field_validator("postgres_dsn")
@@ -123,6 +139,26 @@ class ControlSettings(BaseSettings):
     def _redis(cls, url: SecretStr) -> SecretStr:
         check_redis_url(url.get_secret_value())
         return url
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _smtp(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            check_smtp_url(url.get_secret_value())
+        return url
+
+    @field_validator("smtp_from")
+    @classmethod
+    def _sender(cls, sender: str | None) -> str | None:
+        if sender is not None and not (sender.isprintable() and is_mail_address(parseaddr(sender)[1])):
+            raise ValueError("this has no mail address in it: write Tollkeeper <alerts@example.com>")
+        return sender
+
+    @model_validator(mode="after")
+    def _both_of_mail_or_none(self) -> Self:
+        if (self.smtp_url is None) != (self.smtp_from is None):
+            raise ValueError("set both TOLLKEEPER_SMTP_URL and TOLLKEEPER_SMTP_FROM, or neither")
+        return self
 
     @model_validator(mode="after")
     def _one_readable_pepper(self) -> Self:

@@ -15,7 +15,8 @@ The path of a request, and the room for each step:
     http1.targets      the targets of a route: which one is taken (balancing), how they are (http1.health)
     http1.pool         connections to one target (http1.upstream, http1.resolver), lent to one request at a time
     pricing, recording what it costs; what is written down about it
-    refusals           what is said to those who may not (http1.own_answer)
+    refusals           what is said to those who may not (reasons, quota_fields, http1.own_answer)
+    own_endpoints      what a key asks about itself, of the gateway and no upstream (key_report)
 
     proxy              what all requests of a worker share, and its heartbeat
     server             composition root of one worker

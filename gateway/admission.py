@@ -8,6 +8,7 @@ Everything is a callback; only the cold path (a token seen for the first time, o
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from gateway.ledger import Caller
 from gateway.recording import refused_line
 from gateway.redis_pipe import PipeLost, Reply
 from gateway.refusals import Entity, Reason, Refusal, read_admission
+from gateway.refused import OBSERVED
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -38,7 +40,7 @@ class Admission:
     """A request until it is admitted or refused. `Exchange` goes on from there."""
 
     __slots__ = (
-        "_caller", "_cold", "_digest", "_hold", "_is_over", "_lane", "_looked_again", "_proxy", "_started", "_target",
+        "_caller", "_cold", "_digest", "_held", "_hold", "_is_over", "_lane", "_looked_again", "_proxy", "_started", "_target",
         "client", "head", "public_id", "request_id",
     )  # fmt: skip
 
@@ -59,6 +61,8 @@ class Admission:
         self._digest = b""
         self._cold: asyncio.Task[None] | None = None
         self._looked_again = False
+        self._held: int = lane.route.hold
+        """What is asked for, and then held, in microcredits. It may grow."""
         self._hold: bytes | None = None
         self._is_over = False
 
@@ -134,43 +138,54 @@ class Admission:
         assert caller is not None
         if not ledger.is_ready:
             self._refuse(NOT_READY)
-        elif ledger.pipe.is_full:
+        elif ledger.is_full:
             self._refuse(OVERLOADED)
-        elif not ledger.admit(
-            caller, self._lane.admit_arguments, self.request_id, self._lane.name, self._on_admission
+        elif (amount := self._amount()) is not None and not ledger.admit(
+            caller, amount, self.request_id, self._lane.name, self._on_admission
         ):
             self._refuse(NOT_READY)
+
+    @abstractmethod
+    def _amount(self) -> bytes | None:
+        """What to hold, as an argument of admit; None if that is not known yet (then `_admit` is called again) or the request
+        was refused."""
 
     def _on_admission(self, reply: Reply) -> None:
         if type(reply) is bytes:
             self._hold = reply
             self._on_admitted()
+        elif type(reply) is list and reply[0] == b"observed":
+            self._hold = reply[1]
+            self._note_observed(reply[2:])
+            self._on_admitted()
         elif not self._is_over:
             self._on_not_admitted(reply)
+
+    def _note_observed(self, seen: list[bytes]) -> None:
+        """Levels that only observe would have refused: (level, what), one after another."""
+        caller = self._caller
+        assert caller is not None
+        for level, what in zip(seen[::2], seen[1::2], strict=True):
+            reason = OBSERVED[what]
+            self._proxy.refused.add(caller, self._lane.route.name, reason, level.decode(), observed=True)
 
     def _on_admitted(self) -> None:
         raise NotImplementedError
 
     def _on_not_admitted(self, reply: Reply) -> None:
-        caller = self._caller
-        assert caller is not None
         if isinstance(reply, list):
-            identity = caller.identity
-            entities: dict[Level, Entity] = {
-                "key": Entity(identity.key_id),
-                "account": Entity(identity.account_id, identity.account_name),
-                "organization": Entity(
-                    organization_id(identity.organization_tag), identity.organization_name
-                ),
-            }
-            route = self._lane.route
-            refusal = read_admission(reply, entities, route.hold, route.quota_status)
+            refusal = read_admission(
+                reply, self._entities(), self._held, self._lane.route.quota_status, self._proxy.ledger.now_ms
+            )
             if refusal is not None:
                 self._refuse(refusal)
             elif reply[0] == b"digest":
                 self._look_again()
             elif reply[0] == b"late":
                 self._ask_again()
+            elif reply[0] == b"broken":
+                self._proxy.metrics.events["broken_record"] += 1
+                self._refuse(NOT_READY)
             else:
                 self._proxy.ledger.confirm_loaded(self._on_missing_record)
             return
@@ -183,6 +198,17 @@ class Admission:
         elif not isinstance(reply, PipeLost):
             self._proxy.metrics.events["unexpected_reply"] += 1
         self._refuse(NOT_READY)
+
+    def _entities(self) -> dict[Level, Entity]:
+        """Whose the limits are, by level."""
+        caller = self._caller
+        assert caller is not None
+        identity = caller.identity
+        return {
+            "key": Entity(identity.key_id),
+            "account": Entity(identity.account_id, identity.account_name),
+            "organization": Entity(organization_id(identity.organization_tag), identity.organization_name),
+        }
 
     def _ask_again(self) -> None:
         """Redis found that nobody waits for the answer any more. If somebody does, our idea of its clock was wrong, or this
@@ -219,7 +245,9 @@ class Admission:
         self._is_over = True
         proxy, route, client = self._proxy, self._lane.route, self.client
         caller = self._caller
-        proxy.count_refusal(caller, route.name, refusal.reason)
+        proxy.metrics.refusals[(route.name, refusal.reason.value)] += 1
+        if caller is not None:
+            proxy.refused.add(caller, route.name, refusal.reason, refusal.metadata.get("level", ""))
         if proxy.access_log.wants_line():
             identity = caller.identity if caller else None
             proxy.access_log.write(

@@ -10,53 +10,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gateway.holding import Holding
+from gateway.estimating import CONTINUE
 from gateway.http1.chunked import Data, encode_chunk, last_chunk
+from gateway.http1.fields import is_plain_event_stream
 from gateway.http1.head import CHUNKED, RequestHead, ResponseHead
-from gateway.http1.upgrade import is_granted, wanted_upgrade
-from gateway.http1.upstream import ConnectionFailed, UpstreamConnection
+from gateway.http1.own_answer import event_of
+from gateway.http1.upgrade import is_granted, is_websocket
+from gateway.http1.upstream import UpstreamConnection
+from gateway.http1.websocket import GOING_AWAY, POLICY_VIOLATION, FrameReader, close_frame
 from gateway.patience import Overdue, overdue
 from gateway.refusals import Reason, Refusal, connection_refusal, upstream_refusal
+from gateway.sending import Sending
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
     from gateway.http1.target import Target
     from gateway.proxy import Lane, Proxy
 
-EARLY_BYTES_MAX: Final = 65_536
-"""Body bytes kept while the request waits to be admitted or connected; beyond, the client is not read."""
+FRAME_END_S: Final = 1.0
+"""How long a WebSocket that is cut may take to come to the end of a frame, behind which it can be told why."""
 
-CONTINUE_AFTER_S: Final = 1.0
-"""How long a client that expects 100 waits for the upstream's word; then it is given ours: many upstreams never say it."""
-
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_REPLAYABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _WITHOUT_BODY: Final = frozenset((204, 304))
 
 
-class Exchange(Holding):
+class Exchange(Sending):
     """See the module's docstring. Made by a client's connection for each request it has read the head of."""
 
     __slots__ = (
-        "_answer_chunked", "_answer_done", "_body_done", "_continue_due", "_early", "_early_size", "_replayed", "_touched",
-        "_tried", "_unsent", "_upgrade",
+        "_answer_chunked", "_answer_head", "_cut_by", "_cut_due", "_frames", "_unsent",
     )  # fmt: skip
 
     def __init__(
         self, proxy: Proxy, client: ClientConnection, head: RequestHead, target: Target, lane: Lane
     ) -> None:
         super().__init__(proxy, client, head, target, lane)
-        self._touched = self._started
-        self._replayed = False
-        self._tried: frozenset[int] = frozenset()
-        self._early: list[Data] = []
-        self._early_size = 0
-        self._body_done = head.length == 0
-        self._continue_due = 0.0
-        self._upgrade = wanted_upgrade(head) if head.hop is not None and lane.route.upgrade else b""
         self._unsent = 0
         self._answer_chunked = False
-        self._answer_done = False
+        self._answer_head: ResponseHead | None = None
+        self._frames: FrameReader | None = None
+        """What comes of a WebSocket, looked at for where its frames end."""
+        self._cut_by: Refusal | None = None
+        """Why a WebSocket is to end, once the frame that is under way has."""
+        self._cut_due = 0.0
 
     @property
     def is_tunnel(self) -> bool:
@@ -68,105 +63,7 @@ class Exchange(Holding):
         """How long it goes on for a client that sends no more."""
         return self._lane.route.timeouts.half_closed_s
 
-    def _begin_forwarding(self, now: float) -> None:
-        self._touched = now
-        connection = self._lane.targets.borrow(self)
-        if connection is not None:
-            self.on_connection(connection)
-
-    # -- a connection to the upstream
-
-    def on_connection(self, connection: UpstreamConnection) -> None:
-        if self._is_over:
-            connection.release()
-            return
-        self._connection = connection
-        now = self._proxy.loop.time()
-        self._sent_at = self._touched = now
-        head = self.head
-        self.client.resume_reading()  # first: what is written now may fill the upstream, and pause the client again
-        early = self._early
-        if early:
-            self._early, self._early_size = [], 0
-            if head.length == CHUNKED:
-                early = [encode_chunk(data) for data in early]
-        elif head.expects_continue:
-            self._continue_due = now + CONTINUE_AFTER_S
-        if self._body_done and head.length == CHUNKED:
-            early.append(last_chunk(self.client.trailers))
-        request = self._upstream_head(connection)
-        connection.begin(self, request, early, is_head_request=head.method == b"HEAD")
-
-    def on_no_connection(self, error: ConnectionFailed) -> None:
-        if self._is_over:
-            return
-        self._proxy.metrics.events[f"upstream_{error.kind}"] += 1
-        targets = self._lane.targets
-        if error.position is not None:
-            self._tried |= {error.position}
-            if targets.has_others(self._tried):
-                self._proxy.metrics.events["connect_retried"] += 1
-                connection = targets.borrow(self, tried=self._tried)
-                if connection is not None:
-                    self.on_connection(connection)
-                return
-        self._fail(connection_refusal(error.kind, self._lane.route.name, error.position))
-
-    def _upstream_head(self, connection: UpstreamConnection) -> bytes:
-        head, lane, caller, pool = self.head, self._lane, self._caller, connection.pool
-        assert caller is not None
-        if head.length == CHUNKED:
-            framing = b"Transfer-Encoding: chunked\r\n"
-        elif head.is_framed:
-            framing = b"Content-Length: %d\r\n" % head.length
-        else:
-            framing = b""
-        if head.expects_continue and head.length:
-            framing += b"Expect: 100-continue\r\n"
-        if head.hop is not None:
-            if self._upgrade:
-                framing += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % self._upgrade
-            if head.hop.wants_trailers:
-                framing += b"Connection: TE\r\nTE: trailers\r\n"
-        return b"".join(
-            (
-                head.method, b" ", lane.route.upstream_target(self._target, pool.upstream), b" HTTP/1.1\r\nHost: ",
-                pool.authority, b"\r\n", *head.fields, framing, self.client.way(head), caller.principal_fields,
-                b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
-            )
-        )  # fmt: skip
-
-    # -- from the client
-
-    def on_request_body(self, data: Data) -> None:
-        """Bytes of the client's body, without framing; or of a tunnel."""
-        self._bytes_in += len(data)
-        if self._is_over:
-            return
-        connection = self._connection
-        if connection is None:
-            self._early.append(data)
-            self._early_size += len(data)
-            if self._early_size > EARLY_BYTES_MAX:
-                self.client.pause_reading()
-            return
-        self._touched = self._proxy.loop.time()
-        connection.write(encode_chunk(data) if self.head.length == CHUNKED else data)
-
-    def on_request_end(self) -> None:
-        """The client's body is whole; or a tunnel's client sends no more."""
-        self._body_done = True
-        connection = self._connection
-        if connection is None or self._is_over:
-            return
-        self._touched = self._proxy.loop.time()
-        if self._is_tunnel:
-            if not connection.write_eof():
-                self._answer_done = True  # over TLS that is said by closing: the tunnel ends as a whole
-        elif self.head.length == CHUNKED:
-            connection.write(last_chunk(self.client.trailers))
-        if self._answer_done:
-            self._end(connection)
+    # -- the client
 
     def on_client_full(self) -> None:
         """The client does not keep up: the upstream is not read until it does."""
@@ -192,11 +89,6 @@ class Exchange(Holding):
             self._connection = None
         self._finish("completed" if is_whole else "client_gone", charged=self._sent_at > 0)
 
-    def on_bad_body(self, refusal: Refusal) -> None:
-        """The client's body is malformed, too large or too slow: nothing that follows it can be trusted."""
-        if not self._is_over:
-            self._fail(refusal, outcome="client_gone")
-
     # -- from the upstream
 
     def on_interim(self, head: ResponseHead) -> None:
@@ -214,6 +106,9 @@ class Exchange(Holding):
         self._headed_at = self._touched = now
         self._proxy.metrics.upstream.observe(now - self._sent_at)
         self._status = head.status
+        self._answer_head = head
+        if self._lane.meters is not None:
+            self._reading = self._lane.meters.begin(head.fields)
         client = self.client
         length, fields = head.length, head.fields
         framing = b""
@@ -241,10 +136,16 @@ class Exchange(Holding):
         if not first:
             client.write(b"".join(pieces))
             return
-        self._bytes_out += len(first)
+        self._count_answer(first)
         if self._answer_chunked:
             first = encode_chunk(first)
         client.write_with(b"".join(pieces), (first,))
+
+    def _count_answer(self, data: Data) -> None:
+        """Bytes of the answer, which may be what it costs, or say so."""
+        self._bytes_out += len(data)
+        if self._reading is not None:
+            self._reading.feed(data)
 
     @property
     def _reads_on(self) -> bool:
@@ -252,9 +153,18 @@ class Exchange(Holding):
         return self._connection is not None and self._connection.keep_alive and self._continue_due <= 0
 
     def on_answer_body(self, data: Data) -> None:
-        self._bytes_out += len(data)
-        self._touched = self._proxy.loop.time()
+        self._touched = now = self._proxy.loop.time()
+        if self._frames is not None:
+            if self._cut_by is not None:
+                data = data[: self._frames.end_of_frame(data)]
+            else:
+                self._frames.feed(data)
+        self._count_answer(data)
         self.client.write(encode_chunk(data) if self._answer_chunked else data)
+        if self._cut_by is not None:
+            self._break_off(self._cut_by)
+        elif self._bytes_out > self._covered_bytes:
+            self._look_at_cost(now)
 
     def on_switched(self, head: ResponseHead, first: bytes) -> bool:
         if not self._upgrade or not is_granted(self.head, self._upgrade, head):
@@ -267,6 +177,9 @@ class Exchange(Holding):
         self._extend_due = now
         self._body_done = False
         self._bytes_out += len(first)
+        if is_websocket(head.upgrade):
+            self._frames = FrameReader()
+            self._frames.feed(first)
         client.close_after_answer()
         client.write(
             b"HTTP/1.1 %b\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\nX-Request-Id: %b\r\n\r\n%b"
@@ -281,6 +194,8 @@ class Exchange(Holding):
             return
         if self._answer_chunked:
             self.client.write(last_chunk(trailers if self.head.minor == 1 else b""))
+        if self._reading is not None:
+            self._reading.end()
         self._answer_done = True
         if self._is_tunnel:
             self._touched = self._proxy.loop.time()
@@ -302,6 +217,36 @@ class Exchange(Holding):
         self._finish("completed")
         self.client.on_exchange_end()
 
+    def _break_off(self, refusal: Refusal) -> None:
+        client, now = self.client, self._proxy.loop.time()
+        if self._frames is not None and not self._frames.is_between_frames and not self._cut_by:
+            self._cut_by, self._cut_due = refusal, now + FRAME_END_S
+            return
+        is_whole = self._frames is None or self._frames.is_between_frames
+        if not is_whole and now < self._cut_due:
+            return
+        self._finish("cut")
+        if self._frames is not None and is_whole:
+            code = GOING_AWAY if self._proxy.is_draining else POLICY_VIOLATION
+            client.write(close_frame(code, refusal.public_detail))
+            client.end_tunnel()
+        elif self._can_say_more():
+            # Behind the end of an event that may be under way: at a border, empty lines are nothing.
+            event = b"\n\n" + event_of(refusal, self._lane.route.errors, self.public_id.decode())
+            client.write(encode_chunk(event) + last_chunk(b"") if self._answer_chunked else event)
+            if not self._body_done:
+                client.close_after_answer()
+            client.on_exchange_end()
+        else:
+            client.break_off()
+
+    def _can_say_more(self) -> bool:
+        """Whether the answer is a stream of events to which one more can be added: it has no length and no coding."""
+        head = self._answer_head
+        if head is None or head.length >= 0 or self._is_tunnel:
+            return False
+        return is_plain_event_stream(head.fields)
+
     def on_upstream_lost(self) -> None:
         connection, self._connection = self._connection, None
         if self._is_over:
@@ -320,17 +265,6 @@ class Exchange(Holding):
         at = connection.pool.position if connection is not None else None
         self._fail(upstream_refusal(Reason.UPSTREAM_FAILED, "answer", self._lane.route.name, at))
 
-    def _may_replay(self, connection: UpstreamConnection) -> bool:
-        """Only what cannot run twice to harm: no body, an idempotent method, and a kept connection that went stale."""
-        return (
-            not self._replayed
-            and connection.requests > 1
-            and not connection.has_spoken
-            and self.head.length == 0
-            and self.head.method in _REPLAYABLE
-            and not self._upgrade
-        )
-
     def on_upstream_full(self) -> None:
         """The upstream does not keep up: the client is not read until it does."""
         self.client.pause_reading()
@@ -343,10 +277,20 @@ class Exchange(Holding):
 
     def on_tick(self, now: float) -> None:
         """A few times a second: is anybody standing still, is the hold about to run out?"""
+        if self._is_reading_ahead and now - self._touched > self._proxy.settings.body_timeout_s:
+            self._proxy.metrics.events["body_timeout"] += 1
+            self._is_reading_ahead = False
+            self.on_bad_body(Refusal(Reason.REQUEST_TIMEOUT))
         if self._hold is None or self._is_over:
             return
         if now >= self._extend_due and not self._extending:
             self._extend(now)
+        if self._cut_by is not None:
+            self._break_off(self._cut_by)
+        elif self._sent_at and not self._lane.is_fixed:
+            self._look_at_cost(now)
+        if self.is_over:
+            return
         connection = self._connection
         timeouts = self._lane.route.timeouts
         if connection is None:
@@ -359,7 +303,7 @@ class Exchange(Holding):
             self._unsent, self._touched = unsent, now
         if 0.0 < self._continue_due <= now and not (self._headed_at or self._bytes_in):
             self._continue_due = -1.0
-            self.client.write(_CONTINUE)
+            self.client.write(CONTINUE)
         still_s = now - self._touched
         if still_s < self._lane.patience_s:
             return

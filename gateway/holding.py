@@ -1,24 +1,30 @@
-"""The hold of an admitted request: kept alive while the request runs, settled once. Acts.
+"""The hold of an admitted request: kept alive and topped up while the request runs, settled once. Acts.
 
-Between admission and forwarding in the chain `Admission` -> `Holding` -> `exchange.Exchange`. Whatever happens to a request
-ends in `_finish`: it is the only place that settles, and it does so once.
+Between estimating and forwarding in the chain `Admission` -> `Estimating` -> `Holding` -> `exchange.Exchange`. Whatever happens
+to a request ends in `_finish`: it is the only place that settles, and it does so once.
+
+A request that comes to cost more than is held has its hold topped up, by a step if there is room for one, else by what it
+needs. Where no level has room for that, it is cut.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
-from gateway.admission import Admission
 from gateway.contract.money import Microcredits
 from gateway.contract.usage_event import Outcome
+from gateway.estimating import Estimating
 from gateway.http1.head import RequestHead
 from gateway.http1.upstream import UpstreamConnection
-from gateway.recording import access_line, usage_event
-from gateway.redis_pipe import Reply
-from gateway.refusals import Reason, Refusal
+from gateway.metering import AnswerReading
+from gateway.pricing import Rates
+from gateway.recording import access_line, amount_of, grown, usage_event
+from gateway.redis_pipe import PipeLost, Reply
+from gateway.refusals import Reason, Refusal, cut_for_budget, cut_for_cap
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -28,13 +34,24 @@ if TYPE_CHECKING:
 TUNNEL_EXTENDED_EVERY_S: Final = 3.0
 """A tunnel asks this often whether its key and account are still in force: it is cut within 5 s of their end."""
 
+UNCOVERED_MAX_S: Final = 1.0
+"""How long an answer may go on that costs more than is held, while Redis cannot be asked for more."""
 
-class Holding(Admission):
+COMPANY_IN_FLIGHT: Final = 16
+"""So many requests in flight make it worth a settlement's while to wait for company."""
+
+_EVERYTHING: Final = float("inf")
+_NOTHING: Final[Mapping[str, int]] = {}
+_EXPIRED: Final = "The request's hold expired."
+_NOT_IN_FORCE: Final = "The request's key or account is no longer in force."
+
+
+class Holding(Estimating):
     """See the module's docstring."""
 
     __slots__ = (
-        "_bytes_in", "_bytes_out", "_connection", "_extend_due", "_extending", "_headed_at", "_is_tunnel", "_sent_at",
-        "_status",
+        "_asked_for", "_bytes_in", "_bytes_out", "_connection", "_covered_bytes", "_estimate", "_extend_due", "_extending",
+        "_headed_at", "_is_tunnel", "_other_hold", "_outgrown_at", "_reading", "_sent_at", "_status",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +60,18 @@ class Holding(Admission):
         super().__init__(proxy, client, head, target, lane)
         self._extend_due = 0.0
         self._extending = False
+        self._estimate = 0
+        """Microcredits that were held at the beginning."""
+        self._asked_for = 0
+        """Microcredits that the extension under way adds."""
+        self._other_hold: bytes | None = None
+        """What the hold is instead, if an extension went well of which no answer came (yet)."""
+        self._outgrown_at = 0.0
+        """Since when more was used than is held; 0.0: it is not."""
+        self._covered_bytes = 0.0
+        """Bytes of the answer that may pass before what it costs is to be looked at."""
         self._connection: UpstreamConnection | None = None
+        self._reading: AnswerReading | None = None
         self._is_tunnel = False
         self._sent_at = 0.0
         self._headed_at = 0.0
@@ -55,12 +83,18 @@ class Holding(Admission):
     def _begin_forwarding(self, now: float) -> None:
         """The request is admitted and its client still there."""
 
+    @abstractmethod
+    def _break_off(self, refusal: Refusal) -> None:
+        """Finish in the middle of the answer, and tell the client that it ends here and why, where that can be told."""
+
     def _on_admitted(self) -> None:
         proxy = self._proxy
         proxy.in_flight += 1
         now = proxy.loop.time()
         proxy.metrics.admission.observe(now - self._started)
         self._extend_due = now + proxy.hold_ttl_s / 2
+        self._estimate = self._held
+        self._covered_bytes = _EVERYTHING if self._lane.is_fixed else 0.0
         if self._is_over:  # the client went while Redis was asked
             self._is_over = False
             self._finish("client_gone", charged=False)
@@ -68,36 +102,105 @@ class Holding(Admission):
         self._begin_forwarding(now)
 
     def cut(self, detail: str) -> None:
-        """End a running request: its key or account is no longer in force, or the gateway stops."""
-        if not self._is_over:
-            self._fail(Refusal(Reason.NOT_READY, detail=detail), outcome="cut")
+        """End a running request, for a reason of the gateway's."""
+        self._cut(Refusal(Reason.NOT_READY, detail=detail))
 
-    def _extend(self, now: float) -> None:
+    def _cut(self, refusal: Refusal) -> None:
+        """End a running request: its credits ran out, its key or account is no longer in force, or the gateway stops."""
+        if self._is_over:
+            return
+        if self._hold is None or not self._headed_at:
+            self._fail(refusal, outcome="cut")
+        else:
+            self._break_off(refusal)
+
+    # -- what it costs, and whether that is held
+
+    def _cost(self, now: float) -> Microcredits:
+        """What it has come to so far."""
+        reading = self._reading
+        counts = reading.counts if reading is not None else _NOTHING
+        return self._lane.route.price.cost(
+            self._bytes_in, self._bytes_out, round((now - self._started) * 1000), counts, self._rates_now()
+        )
+
+    def _rates_now(self) -> Rates:
+        """The rates of the units: by what the answer says, if they depend on that."""
+        table = self._lane.route.price.table
+        if table is None or not table.answer:
+            return self._rates
+        return table.rates(self._reading.field if self._reading is not None else None) or self._rates
+
+    def _look_at_cost(self, now: float) -> None:
+        """Is what was used still held? If not, more is asked for, once at a time."""
+        price = self._lane.route.price
+        cost = self._cost(now)
+        self._covered_bytes = self._bytes_out + price.bytes_out_within(self._held, cost)
+        if cost <= self._held:
+            self._outgrown_at = 0.0
+        elif self._held >= price.cap:
+            self._cut(cut_for_cap(self._lane.route.name, price.cap))
+        elif not self._extending:
+            self._outgrown_at = self._outgrown_at or now
+            self._extend(now, max(cost - self._held, min(self._lane.route.hold_step, price.cap - self._held)))
+        if self._outgrown_at and now - self._outgrown_at > UNCOVERED_MAX_S:
+            self.cut("The answer costs more than could be held for it.")
+
+    def _extend(self, now: float, added: int = 0) -> None:
+        """Push the hold's deadline, and top it up. A grown hold is another one: until Redis has answered it may be either."""
         caller, hold = self._caller, self._hold
         assert caller is not None
         assert hold is not None
-        self._extending = self._proxy.ledger.extend(
-            caller, hold, 0, self._proxy.hold_ttl_ms, self._on_extension
-        )
+        if self._other_hold is not None:
+            added = 0  # first it has to be known which of the two it is
+        elif added:
+            self._other_hold = grown(hold, added)
+        self._asked_for = added
+        self._extending = self._proxy.ledger.extend(caller, hold, added, self._on_extension)
         every_s = self._proxy.hold_ttl_s / 4
         self._extend_due = now + (min(every_s, TUNNEL_EXTENDED_EVERY_S) if self._is_tunnel else every_s)
 
     def _on_extension(self, reply: Reply) -> None:
         self._extending = False
-        if self._is_over:
+        if self._is_over or isinstance(reply, PipeLost):
             return
+        other, self._other_hold = self._other_hold, None
         if isinstance(reply, bytes):
-            self._hold = reply
+            self._take_hold(reply)
         elif isinstance(reply, list):
-            self._proxy.metrics.events["cut_at_extension"] += 1
-            is_gone = reply[0] == b"gone"
-            self.cut(
-                "The request's hold expired."
-                if is_gone
-                else "The request's key or account is no longer in force."
-            )
+            if reply[0] == b"gone" and other is not None:
+                self._take_hold(other)
+                self._extend(self._proxy.loop.time())
+            else:
+                self._on_not_extended(reply)
         elif isinstance(reply, hiredis.ReplyError):
             self._proxy.ledger.note_error(reply)
+
+    def _take_hold(self, hold: bytes) -> None:
+        self._hold = hold
+        held = amount_of(hold)
+        if held > self._held:
+            self._proxy.metrics.events["hold_topped_up"] += 1
+            self._held, self._outgrown_at = held, 0.0
+            self._covered_bytes = min(self._covered_bytes, self._bytes_out)
+
+    def _on_not_extended(self, reply: list[Any]) -> None:
+        now = self._proxy.loop.time()
+        events = self._proxy.metrics.events
+        if reply[0] != b"budget":
+            events["cut_at_extension"] += 1
+            words = _EXPIRED if reply[0] == b"gone" else _NOT_IN_FORCE
+            self.cut(words)
+            return
+        needed = max(self._cost(now) - self._held, 1)
+        if needed < self._asked_for:  # no room for a step: for what it takes, perhaps
+            self._extend(now, needed)
+            return
+        events["cut_for_budget"] += 1
+        level, counters = reply[1].decode(), (int(reply[2]), int(reply[3]), int(reply[4]), int(reply[5]))
+        self._cut(cut_for_budget(level, self._entities()[level], counters))
+
+    # -- the end
 
     def _fail(self, refusal: Refusal, outcome: Outcome = "upstream_failed") -> None:
         """End a request badly: say so if the head is not sent yet, else break the answer off."""
@@ -113,8 +216,18 @@ class Holding(Admission):
             return
         self._status = refusal.public_status
         self._proxy.metrics.refusals[(self._lane.route.name, refusal.reason.value)] += 1
-        self._finish(outcome, charged=outcome != "upstream_failed" and self._sent_at > 0)
+        charged = outcome != "upstream_failed" or self._lane.route.price.charges_failures
+        self._finish(outcome, charged=charged and self._sent_at > 0)
         self.client.answer_refusal(refusal, self._lane.route.errors, self.public_id)
+
+    def _charge(self, now: float) -> tuple[Microcredits, bool]:
+        """What is charged, and whether that is estimated: where an answer that went well never said what was used, it is the
+        larger of what was measured and what was held at the beginning."""
+        cost, reading = self._cost(now), self._reading
+        went_well = not self._headed_at or 200 <= self._status < 300
+        if self._lane.meters is not None and went_well and (reading is None or not reading.counts):
+            return Microcredits(max(cost, self._estimate)), True
+        return cost, False
 
     def _finish(self, outcome: Outcome, *, charged: bool = True) -> None:
         """Settle, count, log: once."""
@@ -130,24 +243,37 @@ class Holding(Admission):
         proxy.in_flight -= 1
         if connection is None and not self._headed_at:
             self._lane.targets.stop_waiting(self)
-        whole_s = proxy.loop.time() - self._started
-        elapsed_ms = round(whole_s * 1000)
-        cost = route.price.cost(self._bytes_in, self._bytes_out, elapsed_ms) if charged else Microcredits(0)
-        event = usage_event(
-            self.request_id, hold, caller.event_fields, self._lane.name, self.head, self._target.path, outcome,
-            (
-                self._status, self._bytes_in, self._bytes_out,
-                round((self._headed_at - self._sent_at) * 1000) if self._headed_at else 0, elapsed_ms, cost,
-            ),
+        now = proxy.loop.time()
+        cost, is_estimated = self._charge(now) if charged else (Microcredits(0), False)
+        event = self._event(hold, outcome, now, cost, is_estimated)
+        other = self._other_hold
+        frees = cost != self._held or other is not None or proxy.in_flight < COMPANY_IN_FLIGHT
+        proxy.ledger.settle(
+            caller, hold, cost, event, frees=frees,
+            otherwise=(other, self._event(other, outcome, now, cost, is_estimated)) if other is not None else None,
         )  # fmt: skip
-        proxy.ledger.settle(caller, hold, cost, event, frees=cost != route.hold)
         metrics = proxy.metrics
         metrics.requests[(route.name, outcome, self._status // 100)] += 1
-        metrics.whole.observe(whole_s)
+        metrics.whole.observe(now - self._started)
         metrics.bytes_in += self._bytes_in
         metrics.bytes_out += self._bytes_out
         metrics.cost += cost
-        if cost > route.hold:
-            metrics.overshoot += cost - route.hold
+        if cost > self._held:
+            metrics.overshoot += cost - self._held
+        if is_estimated:
+            metrics.events["usage_not_reported"] += 1
         if proxy.access_log.wants_line():
             proxy.access_log.write(access_line(self.client.address_of(self.head), event))
+
+    def _event(self, hold: bytes, outcome: Outcome, now: float, cost: int, is_estimated: bool) -> bytes:
+        caller, reading = self._caller, self._reading
+        assert caller is not None
+        return usage_event(
+            self.request_id, hold, caller.event_fields, self._lane.name, self.head, self._target.path, outcome,
+            (
+                self._status, self._bytes_in, self._bytes_out,
+                round((self._headed_at - self._sent_at) * 1000) if self._headed_at else 0,
+                round((now - self._started) * 1000), cost,
+            ),
+            reading.counts if reading is not None else _NOTHING, is_estimated=is_estimated,
+        )  # fmt: skip

@@ -1,8 +1,9 @@
 """Admit, settle, extend: the gateway's side of the scripts, over the pipe. Acts.
 
-`Caller` carries the commands of one key, prepared up to the parts that change: formatting a script call then costs a
-tuple. A settlement is kept until Redis has confirmed it and is sent again after a lost connection: the script settles a hold
-once however often it is asked. What could not be kept (a bound is reached, the process dies) the expire job settles later.
+`Caller` carries what the commands of one key have in common, in RESP. What is admitted and settled in one turn of the loop goes
+out together (batches). A settlement is kept until Redis has confirmed it and is sent again after a lost connection: the
+script settles a hold once however often it is asked. What could not be kept (a bound is reached, the process dies) the expire
+job settles later.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 import hiredis
 import structlog
 
+from gateway.batches import Batches
 from gateway.contract import layout, scripts
 from gateway.contract.layout import Layout
 from gateway.contract.records import Identity
@@ -32,6 +34,11 @@ _ERROR_LOGGED_EVERY_S: Final = 1.0
 _META_POLL_S: Final = 0.25
 _CLOCK_ASKED_EVERY_S: Final = 5.0
 _CLOCK_MARGIN_S: Final = 0.3
+_RESENT_AT_ONCE: Final = 1_000
+_NOT_DUE: Final = bulk("")
+"""Settle whether or not the deadline has passed."""
+_NOT_SENT: Final = PipeLost("Redis is not connected")
+
 _PASSING_ERRORS: Final = frozenset(
     (
         "LOADING",
@@ -59,8 +66,9 @@ class Caller:
     shard: int
     principal_fields: bytes
     """The X-Principal… lines for the upstream, each with its CRLF."""
-    admit_prefix: bytes
-    settle_prefix: bytes
+    levels: bytes
+    """Names of the key's, the account's and the organization's record."""
+    digest: bytes
     extend_prefix: bytes
     hold_middle: bytes
     """`|key|account|organization|`, between request id and route in a hold."""
@@ -70,12 +78,14 @@ class Caller:
     @classmethod
     def prepare(cls, identity: Identity, digest: Digest, names: Layout) -> Caller:
         shard = names.shard_of(identity.organization_tag)
-        levels = (
-            names.key(identity.key_id),
-            names.account(identity.account_id),
-            names.organization(identity.organization_tag),
+        levels = b"".join(
+            bulk(name)
+            for name in (
+                names.key(identity.key_id),
+                names.account(identity.account_id),
+                names.organization(identity.organization_tag),
+            )
         )
-        keys = b"".join(bulk(name) for name in (*levels, names.holds(shard)))
         middle = f"|{identity.key_id}|{identity.account_id}|{identity.organization_tag}|".encode()
         principal = (
             f"X-Principal: {identity.principal}\r\nX-Principal-Id: {identity.account_id}\r\n"
@@ -85,9 +95,9 @@ class Caller:
             identity=identity,
             shard=shard,
             principal_fields=principal.encode(),
-            admit_prefix=_evalsha(scripts.ADMIT, 4, arguments=5) + keys + bulk(digest),
-            settle_prefix=_evalsha(scripts.SETTLE, 5, arguments=4) + keys + bulk(names.events(shard)),
-            extend_prefix=_evalsha(scripts.EXTEND, 4, arguments=3) + keys,
+            levels=levels,
+            digest=bulk(digest),
+            extend_prefix=_evalsha(scripts.EXTEND, 4, arguments=3) + levels + bulk(names.holds(shard)),
             hold_middle=middle,
             event_fields=caller_fields(identity),
         )
@@ -97,27 +107,39 @@ def _evalsha(script: scripts.Script, keys: int, *, arguments: int) -> bytes:
     return b"*%d\r\n" % (3 + keys + arguments) + bulk("EVALSHA") + bulk(script.sha) + bulk(keys)
 
 
-def admit_arguments(amount: int, hold_ttl_ms: int) -> bytes:
-    """The arguments of admit that a route fixes: amount and time to the deadline."""
-    return bulk(amount) + bulk(hold_ttl_ms)
+def _settle_arguments(hold: bytes, cost: int, event: bytes) -> tuple[bytes, ...]:
+    sizes = (len(hold), hold, len(b"%d" % cost), cost, len(event))
+    return (b"$%d\r\n%b\r\n$%d\r\n%d\r\n$%d\r\n" % sizes, event, b"\r\n")
 
 
 class _Settlement:
-    """One settle command, until it is confirmed."""
+    """One settlement, until it is confirmed."""
 
-    __slots__ = ("_ledger", "attempts", "command")
+    __slots__ = ("_ledger", "arguments", "attempts", "caller", "otherwise")
 
-    def __init__(self, ledger: Ledger, command: tuple[bytes, ...]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        caller: Caller,
+        arguments: tuple[bytes, ...],
+        otherwise: tuple[bytes, ...] | None,
+    ) -> None:
         self._ledger = ledger
-        self.command = command
+        self.caller = caller
+        self.arguments = arguments
+        self.otherwise = otherwise
         self.attempts = 0
 
     def __call__(self, reply: Reply) -> None:
-        if reply == 1 or reply == 0:
-            if reply == 0:
-                self._ledger.settled_elsewhere += 1
+        if reply == 1:
             return
-        self._ledger.keep(self, reply)
+        if reply != 0:
+            self._ledger.keep(self, reply)
+        elif self.otherwise is not None:
+            self.arguments, self.otherwise = self.otherwise, None
+            self._ledger.send(self, may_wait=False)
+        else:
+            self._ledger.settled_elsewhere += 1
 
 
 class Ledger:
@@ -127,9 +149,22 @@ class Ledger:
     """
 
     def __init__(
-        self, address: RedisAddress, names: Layout, *, timeout_s: float, depth_max: int, client_name: str
+        self,
+        address: RedisAddress,
+        names: Layout,
+        *,
+        timeout_s: float,
+        depth_max: int,
+        hold_ttl_ms: int,
+        client_name: str,
     ) -> None:
         self.names = names
+        self._depth_max = depth_max
+        self._hold_ttl = bulk(hold_ttl_ms)
+        holds = [bulk(names.holds(shard)) for shard in range(names.shards)]
+        events = [bulk(names.events(shard)) for shard in range(names.shards)]
+        self._admissions = Batches(scripts.ADMIT, holds.__getitem__, 1)
+        self._settlements = Batches(scripts.SETTLE, lambda shard: holds[shard] + events[shard], 2)
         self.is_ready = False
         self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
@@ -146,8 +181,8 @@ class Ledger:
         self._next_poll = 0.0
         self._reloading = False
         self._pipe = RedisPipe(
-            address, timeout_s=timeout_s, depth_max=depth_max, client_name=client_name,
-            on_connected=self._on_connected, on_lost=self._on_lost,
+            address, timeout_s=timeout_s, client_name=client_name,
+            on_connected=self._on_connected, on_lost=self._on_lost, on_flush=self._send_gathered,
         )  # fmt: skip
 
     @property
@@ -159,6 +194,22 @@ class Ledger:
         """Settlements waiting for Redis to come back."""
         return len(self._kept)
 
+    @property
+    def depth(self) -> int:
+        """Admissions and settlements that Redis has not answered yet."""
+        return self._admissions.unanswered + self._settlements.unanswered
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits for Redis that no more is to be asked of it."""
+        return self.depth >= self._depth_max
+
+    @property
+    def now_ms(self) -> int | None:
+        """The time by Redis's clock, as far as it is known."""
+        ahead_s = self._clock_ahead_s
+        return None if ahead_s is None else int((self._loop.time() + ahead_s) * 1000)
+
     def start(self) -> None:
         self._pipe.start()
 
@@ -166,18 +217,23 @@ class Ledger:
         await self._pipe.close()
 
     def admit(
-        self, caller: Caller, arguments: bytes, request_id: bytes, route: bytes, on_reply: OnReply
+        self, caller: Caller, amount: bytes, request_id: bytes, route: bytes, on_reply: OnReply
     ) -> bool:
-        """Ask for a hold. `arguments` are from `admit_arguments`. False if there is no connection to ask on."""
+        """Ask for a hold of `amount` (an argument in RESP). False if there is no connection to ask on."""
+        if not self._pipe.flush_soon():
+            return False
         middle = caller.hold_middle
-        length = len(request_id) + len(middle) + len(route)
-        return self._pipe.send(
-            (
-                caller.admit_prefix, arguments, b"$%d\r\n" % length, request_id, middle, route, b"\r\n",
-                self._wanted_until,
-            ),
-            on_reply,
+        head = b"$%d\r\n%b%b%b\r\n" % (
+            len(request_id) + len(middle) + len(route), request_id, middle, route,
         )  # fmt: skip
+        self._admissions.add(caller.shard, caller.levels, (caller.digest, amount, head), on_reply)
+        return True
+
+    def _send_gathered(self) -> None:
+        """What was asked for in this turn, settlements first: the credits that they free are there for the admissions."""
+        pipe = self._pipe
+        self._settlements.send(pipe.send, _NOT_SENT, _NOT_DUE)
+        self._admissions.send(pipe.send, _NOT_SENT, self._wanted_until, self._hold_ttl)
 
     def refresh_wanted_until(self) -> None:
         """Say anew, in Redis's time, how long answers to admit are waited for (from now on: the pipe's bound)."""
@@ -185,25 +241,37 @@ class Ledger:
             until_s = self._loop.time() + self._clock_ahead_s + self._timeout_s + _CLOCK_MARGIN_S
             self._wanted_until = bulk(int(until_s * 1000))
 
-    def settle(self, caller: Caller, hold: bytes, cost: int, event: bytes, *, frees: bool) -> None:
+    def settle(
+        self,
+        caller: Caller,
+        hold: bytes,
+        cost: int,
+        event: bytes,
+        *,
+        frees: bool,
+        otherwise: tuple[bytes, bytes] | None = None,
+    ) -> None:
         """Settle a hold, whatever it takes: at once, or as soon as Redis is back.
 
-        `frees` says that credits return to the limits, which somebody may be waiting for. A settlement that frees none (its
-        cost is what was held) waits up to a millisecond for company, or for the next admit, which it precedes.
+        `frees` says that credits or places return to the limits, which somebody may be waiting for. Else the settlement waits
+        up to a millisecond for company, or for the next admit, which it precedes.
+        `otherwise` is what the hold, and with it the event, may be instead, if there is no such hold: only one of the two is.
         """
-        command = (
-            caller.settle_prefix,
-            b"$%d\r\n%b\r\n$%d\r\n%d\r\n$%d\r\n" % (len(hold), hold, len(b"%d" % cost), cost, len(event)),
-            event,
-            b"\r\n$0\r\n\r\n",
-        )
-        settlement = _Settlement(self, command)
-        if not self._pipe.send(command, settlement, may_wait=not frees):
+        other = _settle_arguments(otherwise[0], cost, otherwise[1]) if otherwise is not None else None
+        settlement = _Settlement(self, caller, _settle_arguments(hold, cost, event), other)
+        self.send(settlement, may_wait=not frees)
+
+    def send(self, settlement: _Settlement, *, may_wait: bool) -> None:
+        """Send a settlement with those of this turn; or keep it, if there is no connection."""
+        caller = settlement.caller
+        if self._pipe.flush_soon(may_wait=may_wait):
+            self._settlements.add(caller.shard, caller.levels, settlement.arguments, settlement)
+        else:
             self.keep(settlement, None)
 
-    def extend(self, caller: Caller, hold: bytes, added: int, hold_ttl_ms: int, on_reply: OnReply) -> bool:
+    def extend(self, caller: Caller, hold: bytes, added: int, on_reply: OnReply) -> bool:
         """Push a hold's deadline, and top it up by `added` microcredits. False if there is no connection."""
-        return self._pipe.send((caller.extend_prefix, bulk(hold), bulk(added), bulk(hold_ttl_ms)), on_reply)
+        return self._pipe.send((caller.extend_prefix, bulk(hold), bulk(added), self._hold_ttl), on_reply)
 
     def append_event(self, shard: int, event: bytes, on_reply: OnReply) -> bool:
         """Append an event that settles nothing (a count of refusals) to a shard's stream."""
@@ -257,7 +325,7 @@ class Ledger:
         if not self.is_ready and self._pipe.is_connected and not self._meta_asked and now >= self._next_poll:
             self._next_poll = now + _META_POLL_S
             self._ask_meta()
-        if self._kept and self._pipe.is_connected and not self._pipe.is_full:
+        if self._kept and self._pipe.is_connected and not self.is_full:
             self._resend()
 
     def confirm_loaded(self, on_answer: Callable[[bool], None]) -> None:
@@ -282,6 +350,7 @@ class Ledger:
         self._meta_asked = False
         self._reloading = False
         self.suspect("Redis is not connected")
+        self._send_gathered()  # nowhere: who asked in this turn is told
 
     def _load_scripts(self) -> None:
         if self._reloading:
@@ -339,8 +408,13 @@ class Ledger:
         return None
 
     def _resend(self) -> None:
-        for _ in range(min(len(self._kept), 1000)):
+        """Send again what was kept. What Redis has found fault with goes alone, so that it takes nobody along."""
+        for _ in range(min(len(self._kept), _RESENT_AT_ONCE)):
             settlement = self._kept.popleft()
-            if not self._pipe.send(settlement.command, settlement):
-                self._kept.appendleft(settlement)
-                return
+            caller = settlement.caller
+            if settlement.attempts:
+                self._send_gathered()
+            self._settlements.add(caller.shard, caller.levels, settlement.arguments, settlement)
+            if settlement.attempts:
+                self._send_gathered()
+        self._pipe.flush_soon()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,20 +16,23 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from gateway.contract.layout import Layout
-from gateway.contract.usage_event import RefusalCount
 from gateway.directory import Directory
+from gateway.estimating import Ahead
 from gateway.http1.head import RequestHead
 from gateway.http1.pool import PoolLimits
 from gateway.http1.resolver import Resolver
 from gateway.http1.target import Target
 from gateway.http1.targets import TargetGroup
-from gateway.ledger import Caller, Ledger, admit_arguments
+from gateway.ledger import Ledger
 from gateway.logs import AccessLog
+from gateway.metering import MeterPlan
 from gateway.metrics import Metrics, Snapshot
 from gateway.networks import Networks
 from gateway.patience import least_patience_s
-from gateway.redis_pipe import PipeLost, RedisAddress, Reply
+from gateway.pricing import NO_RATES, Rates
+from gateway.redis_pipe import RedisAddress, bulk
 from gateway.refusals import Reason, Refusal
+from gateway.refused import RefusalCounts
 from gateway.routing import Route, RouteTable
 from gateway.settings import GatewaySettings
 from gateway.tls import stamp, upstream_files
@@ -43,15 +45,11 @@ TICK_S: Final = 0.1
 CLIENTS_A_SLICE: Final = 200
 SLICES_MAX: Final = 16
 SLICE_S: Final = 0.005
-REFUSAL_FLUSH_S: Final = 0.5
-REFUSAL_ROWS_MAX: Final = 10_000
 TURNED_AWAY_MAX: Final = 4_096
 """Connections beyond a limit that are told so at one time; more are closed without a word."""
 
 REPEATED_HEAD_MAX: Final = 2_048
 """The longest head that is remembered for comparison with the next on its connection, in bytes."""
-
-_MINUTE_MS: Final = 60_000
 
 log = structlog.get_logger("gateway")
 
@@ -65,7 +63,15 @@ class Lane:
     """The table that the route is from: another one since means that targets are to be matched again."""
     name: bytes
     targets: TargetGroup
-    admit_arguments: bytes
+    amount: bytes | None
+    """What is held for a request, as an argument to admit; None where that depends on the request."""
+    ahead: Ahead | None
+    """What of a request's body the amount or the rates depend on."""
+    rates: Rates
+    """What units cost, as long as no field says otherwise."""
+    is_fixed: bool
+    """Whether what a request costs is known before it is forwarded."""
+    meters: MeterPlan | None
     patience_s: float
     """What may stand still for less than this may do so whoever is waited for."""
 
@@ -85,7 +91,6 @@ class LastHead:
     digest: bytes
 
 
-RefusalKey = tuple[Caller, str, str, int]
 GroupKey = tuple[object, ...]
 
 
@@ -119,10 +124,10 @@ class Proxy:
         self.pseudonym = pseudonym(pepper)
         self.trusted = Networks(settings.trusted_networks)
         self.hold_ttl_s = settings.hold_ttl_s
-        self.hold_ttl_ms = int(settings.hold_ttl_s * 1000)
         self.ledger = Ledger(
             RedisAddress.parse(settings.redis_url), names, timeout_s=settings.redis_timeout_s,
-            depth_max=settings.redis_depth_max, client_name=f"tollkeeper-gateway-{self._worker_id}",
+            depth_max=settings.redis_depth_max, hold_ttl_ms=int(settings.hold_ttl_s * 1000),
+            client_name=f"tollkeeper-gateway-{self._worker_id}",
         )  # fmt: skip
         self.directory = Directory(self.ledger, names, pepper, lookups_max=settings.lookups_max)
         self._resolver = Resolver(settings.dns_ttl_s)
@@ -138,9 +143,7 @@ class Proxy:
         self._clients_from: defaultdict[str, int] = defaultdict(int)
         self.in_flight = 0
         self.is_draining = False
-        self._refused: defaultdict[RefusalKey, int] = defaultdict(int)
-        self._refused_flushes = 0
-        self._refusals_due = 0.0
+        self.refused = RefusalCounts(self.ledger, self._worker_id)
         self._ticker: asyncio.TimerHandle | None = None
         self.ticked_at = self.loop.time()
         """When the last tick was: the time, to a tenth of a second."""
@@ -159,13 +162,22 @@ class Proxy:
         for route in routes.routes:
             key = group_key(route)
             groups[key] = self._groups.get(key) or self._target_group(route)
-            lanes[route.name] = Lane(
-                route, routes, route.name.encode(), groups[key], admit_arguments(route.hold, self.hold_ttl_ms),
-                least_patience_s(route.timeouts, self.settings.body_timeout_s),
-            )  # fmt: skip
+            lanes[route.name] = self._lane(route, routes, groups[key])
         for key in self._groups.keys() - groups.keys():
             self._groups[key].retire()
         self.routes, self.lanes, self._groups = routes, lanes, groups
+
+    def _lane(self, route: Route, routes: RouteTable, targets: TargetGroup) -> Lane:
+        estimate, table = route.estimate, route.price.table
+        pointers = dict.fromkeys((*(estimate.json if estimate else ()), *(table.request if table else ())))
+        rates = route.price.units if table is None else table.otherwise or NO_RATES
+        return Lane(
+            route, routes, route.name.encode(), targets,
+            amount=None if route.reads_ahead or estimate else bulk(route.hold),
+            ahead=Ahead(tuple(pointers)) if pointers else None, rates=rates,
+            is_fixed=route.price.is_fixed, meters=route.meters,
+            patience_s=least_patience_s(route.timeouts, self.settings.body_timeout_s),
+        )  # fmt: skip
 
     def take_in(self, client: ClientEnd) -> Refusal | None:
         """Count a new connection; or say why it cannot stay. One that cannot takes nobody's place while it is told so."""
@@ -211,8 +223,8 @@ class Proxy:
     async def close(self, *, settle_s: float = 3.0) -> None:
         """The end: everything settled if Redis lets us within `settle_s`, then every connection closed."""
         deadline = self.loop.time() + settle_s
-        self._flush_refusals()
-        while self.loop.time() < deadline and (self.ledger.unsettled or self.ledger.pipe.depth):  # noqa: ASYNC110 - the end of the process; an event for it would be paid by every request
+        self.refused.flush()
+        while self.loop.time() < deadline and (self.ledger.unsettled or self.ledger.depth):  # noqa: ASYNC110 - the end of the process; an event for it would be paid by every request
             await asyncio.sleep(0.01)
         if self.ledger.unsettled:
             log.error("settlements_left_to_expire", count=self.ledger.unsettled)
@@ -230,13 +242,6 @@ class Proxy:
         self._requests_made += 1
         return b"%b%010x" % (self._worker_id_bytes, self._requests_made)
 
-    def count_refusal(self, caller: Caller | None, route: str, reason: Reason) -> None:
-        """Count a refusal in the metrics and, if the key is known, for the ledger."""
-        self.metrics.refusals[(route, reason.value)] += 1
-        if caller is not None and (len(self._refused) < REFUSAL_ROWS_MAX):
-            minute_ms = int(time.time() * 1000) // _MINUTE_MS * _MINUTE_MS
-            self._refused[(caller, route, reason.value, minute_ms)] += 1
-
     def snapshot(self) -> Snapshot:
         """This worker's counts and states, for the supervisor."""
         targets = [row for group in self._groups.values() for row in group.rows()]
@@ -248,7 +253,7 @@ class Proxy:
                 pool.connections for group in self._groups.values() for pool in group.pools
             ),
             "upstream_waiting": sum(pool.waiting for group in self._groups.values() for pool in group.pools),
-            "redis_pipe_depth": pipe.depth,
+            "redis_pipe_depth": self.ledger.depth,
             "cold_lookups": self.directory.lookups,
             "known_callers": self.directory.known_count,
             "unsettled": self.ledger.unsettled,
@@ -283,9 +288,7 @@ class Proxy:
         self.ledger.on_tick(now)
         for group in self._groups.values():
             group.on_tick(now)
-        if now >= self._refusals_due:
-            self._refusals_due = now + REFUSAL_FLUSH_S
-            self._flush_refusals()
+        self.refused.on_tick(now)
         if not self._round:
             self._round = [*self.clients, *self.turned_away]
             self._slice = max(CLIENTS_A_SLICE, len(self._round) // SLICES_MAX + 1)
@@ -307,30 +310,3 @@ class Proxy:
                 self.loop.call_exception_handler(
                     {"message": "a connection's tick failed", "exception": error}
                 )
-
-    def _flush_refusals(self) -> None:
-        """Write the counts of refused requests gathered since the last time; a count that is not taken is kept."""
-        if not self._refused or not self.ledger.is_ready:
-            return
-        gathered, self._refused = self._refused, defaultdict(int)
-        self._refused_flushes += 1
-        for position, (key, count) in enumerate(gathered.items()):
-            caller, route, reason, minute_ms = key
-            identity = caller.identity
-            event = RefusalCount(
-                id=f"{self._worker_id}-{self._refused_flushes}-{position}", minute_ms=minute_ms,
-                organization=identity.organization_tag, account=identity.account_id, key=identity.key_id,
-                route=route, reason=reason, count=count,
-            )  # fmt: skip
-            self._append_refusals(caller.shard, event.encode(), key, count)
-
-    def _append_refusals(self, shard: int, event: bytes, key: RefusalKey, count: int) -> None:
-        def on_reply(reply: Reply) -> None:
-            if isinstance(reply, bytes):
-                return
-            # A lost connection leaves open whether the event was appended. A count too few is better than one too many.
-            if not isinstance(reply, PipeLost):
-                self._refused[key] += count
-
-        if not self.ledger.append_event(shard, event, on_reply):
-            self._refused[key] += count

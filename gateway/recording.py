@@ -8,6 +8,7 @@ backslash or a control character. A test holds the bytes against `usage_event.de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import orjson
@@ -44,10 +45,14 @@ def usage_event(
     path: bytes,
     outcome: Outcome,
     numbers: tuple[int, int, int, int, int, int],
+    units: Mapping[str, int] = {},
+    *,
+    is_estimated: bool = False,
 ) -> bytes:
     """The usage event of a request that ended, as JSON.
 
-    `who` is from `caller_fields`; `numbers` are status, bytes in, bytes out, upstream_ms, total_ms and cost.
+    `who` is from `caller_fields`; `numbers` are status, bytes in, bytes out, upstream_ms, total_ms and cost; `units` what was
+    metered. Names of units are those of a route's price: words that need no escaping.
     """
     status, bytes_in, bytes_out, upstream_ms, total_ms, cost = numbers
     _, held, admitted_at_ms, key_window, account_window, organization_window = hold.rsplit(b"|", 5)
@@ -59,8 +64,19 @@ def usage_event(
         request_id, admitted_at_ms, int(admitted_at_ms) + total_ms, who, route, head.method,
         path[:PATH_LENGTH_MAX], status, _OUTCOMES[outcome], bytes_in, bytes_out, upstream_ms, total_ms, held, cost,
         key_window, account_window, organization_window,
-        _attribution(head) if head.is_attributed or head.request_id else b"",
+        _more(head, units, is_estimated) if units or is_estimated or head.is_attributed or head.request_id else b"",
     )  # fmt: skip
+
+
+def grown(hold: bytes, added: int) -> bytes:
+    """The hold as extend.lua rewrites it when `added` microcredits are held beside those that it has."""
+    head, amount, rest = hold.rsplit(b"|", 5)[0], amount_of(hold), hold.rsplit(b"|", 4)[1:]
+    return b"%b|%d|%b" % (head, amount + added, b"|".join(rest))
+
+
+def amount_of(hold: bytes) -> int:
+    """Microcredits in a hold."""
+    return int(hold.rsplit(b"|", 5)[1])
 
 
 def access_line(address: bytes, event: bytes) -> bytes:
@@ -96,6 +112,18 @@ def refused_line(
             "code": no.public_code,
         }
     )
+
+
+def _more(head: RequestHead, units: Mapping[str, int], is_estimated: bool) -> bytes:
+    """What only some events have."""
+    more = b""
+    if units:
+        more = b',"units":{%b}' % b",".join(
+            b'"%b":%d' % (unit.encode(), count) for unit, count in units.items()
+        )
+    if is_estimated:
+        more += b',"is_estimated":true'
+    return more + _attribution(head) if head.is_attributed or head.request_id else more
 
 
 def _attribution(head: RequestHead) -> bytes:

@@ -96,8 +96,14 @@ def bulk(part: bytes | str | int) -> bytes:
 class _Connection(asyncio.Protocol):
     """One life of the connection. Its owner makes a new one after each loss."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Exception | None], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_flush: Callable[[], None],
+        on_lost: Callable[[Exception | None], None],
+    ) -> None:
         self._loop = loop
+        self._on_flush = on_flush
         self._on_lost = on_lost
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
         self._transport: asyncio.WriteTransport | None = None
@@ -115,6 +121,9 @@ class _Connection(asyncio.Protocol):
         self._outbox.extend(pieces)
         self.waiting.append(on_reply)
         self.sent += 1
+        self.flush_soon(may_wait)
+
+    def flush_soon(self, may_wait: bool) -> None:
         if may_wait:
             if self._late_flush is None and not self._is_flush_due:
                 self._late_flush = self._loop.call_later(_COMPANY_WAIT_S, self._flush_late)
@@ -127,6 +136,7 @@ class _Connection(asyncio.Protocol):
         self._flush()
 
     def _flush(self) -> None:
+        self._on_flush()  # still due meanwhile: what it sends goes with this write
         self._is_flush_due = False
         if self._outbox and self._transport is not None:
             self._transport.write(b"".join(self._outbox))
@@ -165,7 +175,8 @@ class _Connection(asyncio.Protocol):
 class RedisPipe:
     """The connection to one node, kept up: handshake, bounded waits, reconnection with a growing delay.
 
-    `on_connected` runs after each handshake, with the pipe ready to send; `on_lost` after each loss.
+    `on_connected` runs after each handshake, with the pipe ready to send; `on_lost` after each loss. `on_flush` runs before
+    each write that `flush_soon` or `send` has asked for: what it sends leaves with it.
     """
 
     def __init__(
@@ -173,16 +184,16 @@ class RedisPipe:
         address: RedisAddress,
         *,
         timeout_s: float,
-        depth_max: int,
         on_connected: Callable[[], None],
         on_lost: Callable[[], None],
+        on_flush: Callable[[], None] = lambda: None,
         client_name: str,
     ) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._depth_max = depth_max
         self._on_connected = on_connected
         self._on_lost = on_lost
+        self._on_flush = on_flush
         self._client_name = client_name
         self._loop = asyncio.get_running_loop()
         self._connection: _Connection | None = None
@@ -214,10 +225,6 @@ class RedisPipe:
         """Commands sent and not yet answered."""
         return len(self._connection.waiting) if self._connection else 0
 
-    @property
-    def is_full(self) -> bool:
-        return self._connection is not None and len(self._connection.waiting) >= self._depth_max
-
     def send(self, pieces: Sequence[bytes], on_reply: OnReply, *, may_wait: bool = False) -> bool:
         """Queue one command (RESP, in any number of pieces) for this tick's write; False if there is no connection.
 
@@ -227,6 +234,14 @@ class RedisPipe:
         if connection is None:
             return False
         connection.send(pieces, on_reply, may_wait)
+        return True
+
+    def flush_soon(self, *, may_wait: bool = False) -> bool:
+        """Have `on_flush` called in this tick, before its write, or, if it `may_wait`, within a millisecond. False if there is
+        no connection."""
+        if self._connection is None:
+            return False
+        self._connection.flush_soon(may_wait)
         return True
 
     async def call(self, *parts: bytes | str | int) -> Reply:
@@ -307,7 +322,7 @@ class RedisPipe:
         address = self._address
 
         def factory() -> _Connection:
-            return _Connection(self._loop, self._note_loss)
+            return _Connection(self._loop, self._on_flush, self._note_loss)
 
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             if address.path is not None:

@@ -12,23 +12,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv6Address
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from gateway.contract.money import Microcredits, MoneyError, parse_credits
+from gateway.contract.money import Microcredits
 from gateway.http1.head import HeadError
 from gateway.http1.target import normalise
-from gateway.pricing import Price
+from gateway.route_prices import (
+    READ_AHEAD_DEFAULT,
+    READ_AHEAD_MAX,
+    Credits,
+    EstimateEntry,
+    PriceEntry,
+    Strict,
+)
 from gateway.routing import (
     Dialect,
     Ejection,
@@ -54,48 +58,7 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-def _credits(value: object) -> Microcredits:
-    if not isinstance(value, str):
-        raise ValueError('write credits as a decimal string, such as "0.10"')
-    try:
-        return parse_credits(value)
-    except MoneyError as error:
-        raise ValueError(str(error)) from None
-
-
-Credits = Annotated[Microcredits, BeforeValidator(_credits)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _MeterEntry(_Strict):
-    unit: str
-    json_pointer: str | None = Field(None, alias="json")
-    header: str | None = None
-    event: str | None = None
-    per_1000: Credits
-
-
-class _PriceEntry(_Strict):
-    request: Credits = Microcredits(0)
-    kib_in: Credits = Microcredits(0)
-    kib_out: Credits = Microcredits(0)
-    second: Credits = Microcredits(0)
-    meters: list[_MeterEntry] = []
-
-    @field_validator("meters")
-    @classmethod
-    def _not_yet(cls, meters: list[_MeterEntry]) -> list[_MeterEntry]:
-        if meters:
-            raise ValueError(
-                "metered units are not supported yet: price the request, its bytes or its seconds"
-            )
-        return meters
-
-
-class _TimeoutsEntry(_Strict):
+class _TimeoutsEntry(Strict):
     connect_s: float = Field(2.0, gt=0, le=60)
     first_byte_s: float = Field(60.0, gt=0, le=86_400)
     between_bytes_s: float = Field(60.0, gt=0, le=86_400)
@@ -103,7 +66,7 @@ class _TimeoutsEntry(_Strict):
     half_closed_s: float = Field(1.0, ge=0, le=86_400)
 
 
-class _TlsEntry(_Strict):
+class _TlsEntry(Strict):
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
@@ -124,14 +87,14 @@ class _TlsEntry(_Strict):
         return self
 
 
-class _EjectionEntry(_Strict):
+class _EjectionEntry(Strict):
     after_failures: int = Field(3, ge=1, le=1000)
     for_s: float = Field(1.0, gt=0, le=3600)
     for_max_s: float = Field(10.0, gt=0, le=3600)
     slow_start_s: float = Field(5.0, ge=0, le=3600)
 
 
-class _HealthEntry(_Strict):
+class _HealthEntry(Strict):
     path: str
     every_s: float = Field(5.0, ge=0.1, le=3600)
     timeout_s: float = Field(2.0, gt=0, le=60)
@@ -148,7 +111,7 @@ class _HealthEntry(_Strict):
         return HealthCheck(**{**self.model_dump(), "path": self.path.encode("ascii")})
 
 
-class _RouteEntry(_Strict):
+class _RouteEntry(Strict):
     name: str
     path: str
     upstream: list[str] = Field(min_length=1, max_length=64)
@@ -159,7 +122,10 @@ class _RouteEntry(_Strict):
     upgrade: bool = True
     client_certificate: bool = False
     hold: Credits | None = None
-    price: _PriceEntry = _PriceEntry()
+    hold_step: Credits | None = None
+    estimate: EstimateEntry | None = None
+    read_ahead_bytes: int = Field(READ_AHEAD_DEFAULT, ge=0, le=READ_AHEAD_MAX)
+    price: PriceEntry = PriceEntry()
     errors: Dialect = "problem"
     quota_status: Literal[402, 429] = 402
     timeouts: _TimeoutsEntry = _TimeoutsEntry()
@@ -217,6 +183,13 @@ class _RouteEntry(_Strict):
     def _hold_covers_price(self) -> _RouteEntry:
         if self.hold is not None and self.hold < self.price.request:
             raise ValueError("hold is less than price.request: it would always be overspent")
+        if self.price.meters and self.hold is None and self.estimate is None:
+            raise ValueError(
+                "what its meters count is known only when it ends: give hold or estimate, which is also charged where the "
+                "upstream reports no usage"
+            )
+        if self.estimate is not None:
+            self.estimate.estimate(Microcredits(0), self.price)
         return self
 
     def route(self, directory: Path) -> Route:
@@ -224,7 +197,8 @@ class _RouteEntry(_Strict):
         tls = self.tls.model_dump()
         for name in ("ca", "certificate", "key"):
             tls[name] = str(directory / tls[name]) if tls[name] is not None else None
-        price = Price(self.price.request, self.price.kib_in, self.price.kib_out, self.price.second)
+        price = self.price.price()
+        hold = Microcredits(min(self.price.request if self.hold is None else self.hold, price.cap))
         return Route(
             name=self.name,
             path=self.path.encode("ascii"),
@@ -235,8 +209,12 @@ class _RouteEntry(_Strict):
             raw_path=self.raw_path,
             upgrade=self.upgrade,
             client_certificate=self.client_certificate,
-            hold=self.price.request if self.hold is None else self.hold,
+            hold=hold,
+            hold_step=hold if self.hold_step is None else self.hold_step,
+            estimate=self.estimate.estimate(hold, self.price) if self.estimate else None,
+            read_ahead_bytes=self.read_ahead_bytes,
             price=price,
+            meters=self.price.plan(),
             errors=self.errors,
             quota_status=self.quota_status,
             timeouts=Timeouts(**self.timeouts.model_dump()),

@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 from gateway.contract.money import Microcredits
 from gateway.http1.target import Target
-from gateway.pricing import Price
+from gateway.metering import MeterPlan
+from gateway.pricing import Estimate, Price
 
 Dialect = Literal["problem", "openai", "anthropic", "plain"]
 DIALECTS: Final[tuple[Dialect, ...]] = ("problem", "openai", "anthropic", "plain")
@@ -102,13 +103,26 @@ class Route:
     upgrade: bool = True
     client_certificate: bool = False
     hold: Microcredits = Microcredits(0)
+    """What is held at least; with an `estimate`, its fixed part."""
+    hold_step: Microcredits = Microcredits(0)
+    """By how much a hold grows that is outgrown, if there is room; else by what is needed."""
+    estimate: Estimate | None = None
+    read_ahead_bytes: int = 65_536
+    """How much of a body may be read before admission, where the estimate or the rates depend on it."""
     price: Price = Price()
+    meters: MeterPlan | None = None
     errors: Dialect = "problem"
     quota_status: Literal[402, 429] = 402
     timeouts: Timeouts = Timeouts()
     tls: UpstreamTls = UpstreamTls()
     ejection: Ejection = Ejection()
     health: HealthCheck | None = None
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether what is held, or at which rates, depends on the request's body."""
+        estimate, table = self.estimate, self.price.table
+        return bool((estimate and estimate.json) or (table and table.request))
 
     def upstream_target(self, target: Target, upstream: Upstream) -> bytes:
         """The request target to send: the normalised one, behind the upstream's own path."""

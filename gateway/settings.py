@@ -20,7 +20,7 @@ from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX
 from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
 from gateway.networks import Networks
 from gateway.redis_pipe import RedisAddress
-from gateway.route_table import SettingsError, load_routes, parse_upstream, sentence
+from gateway.route_table import SettingsError, load_routes, normal_path, parse_upstream, sentence
 from gateway.routing import Route, RouteTable
 from gateway.tls import ListenerTls, TlsFilesError, listener_context, upstream_context, upstream_files
 
@@ -105,6 +105,11 @@ class GatewaySettings(BaseSettings):
     tls_client_ca: Path | None = Field(
         None, description="Authorities whose client certificates are accepted, PEM; routes say who needs one."
     )
+    own_prefix: str = Field(
+        "/-/",
+        max_length=64,
+        description="The gateway's own paths, never forwarded: what a key asks about itself is under it.",
+    )
     head_timeout_s: float = Field(
         10.0, gt=0, description="From the first byte of a head to its end; then 408."
     )
@@ -140,6 +145,15 @@ class GatewaySettings(BaseSettings):
     @classmethod
     def _are_networks(cls, text: str) -> str:
         Networks(text)
+        return text
+
+    @field_validator("own_prefix")
+    @classmethod
+    def _is_prefix(cls, text: str) -> str:
+        if normal_path(text) == b"/" or not text.endswith("/"):
+            raise ValueError(
+                f"{text!r} is not a prefix of its own: write a path that ends with a slash, such as '/-/'"
+            )
         return text
 
     @field_validator("redis_url")
@@ -229,6 +243,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Loaded:
     except TlsFilesError as error:
         problems.append(f"TOLLKEEPER_TLS_…: {error}.")
     problems += _tls_problems(settings, routes)
+    problems += _own_prefix_problems(settings.own_prefix.encode(), routes)
     if problems:
         raise SettingsError(problems)
     return Loaded(settings, routes, pepper, tls)
@@ -245,6 +260,15 @@ def _tls_problems(settings: GatewaySettings, routes: RouteTable) -> Iterator[str
                 upstream_context(route.tls)
             except TlsFilesError as error:
                 yield f"route {route.name}: tls: {error}."
+
+
+def _own_prefix_problems(own_prefix: bytes, routes: RouteTable) -> Iterator[str]:
+    for route in routes.routes:
+        if (route.path.rstrip(b"/") + b"/").startswith(own_prefix):
+            yield (
+                f"route {route.name}: {route.path.decode()!r} lies under the gateway's own prefix "
+                f"{own_prefix.decode()!r}, which is never forwarded: give it another path, or set TOLLKEEPER_OWN_PREFIX."
+            )
 
 
 def read_pepper(text: str | None, path: Path | None) -> Pepper:

@@ -15,6 +15,8 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from control.domain.budgets import checked_pace
+from control.domain.grants import NewGrant
 from control.domain.keys import KeyPatch, NewKey
 from control.domain.names import (
     DESCRIPTION_LENGTH_MAX,
@@ -22,14 +24,19 @@ from control.domain.names import (
     clean_text,
     name_and_display_name,
 )
-from control.domain.organizations import NewOrganization, OrganizationPatch
+from control.domain.organizations import NewOrganization, OrganizationPatch, unfit
+from control.domain.prepaid import Billing
 from control.domain.refusals import FieldError, Invalid
 from control.domain.service_accounts import AccountPatch, NewAccount
 from gateway.contract.money import Microcredits, parse_credits
 from gateway.contract.periods import Period
-from gateway.contract.records import Budget
+from gateway.contract.records import ALERTS_DEFAULT, Budget, Enforcement, Pace
 
 BODY_BYTES_MAX: Final = 64 * 1024
+THRESHOLD_MAX: Final = 1_000
+THRESHOLDS_MAX: Final = 10
+PACE_MAX: Final = 1_000_000
+IDEMPOTENCY_KEY_LENGTH_MAX: Final = 255
 
 _RFC3339: Final = compile_pattern(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", ASCII | IGNORECASE
@@ -39,6 +46,7 @@ _READ_ONLY: Final = frozenset(
         *("id", "name", "kind", "principal", "organization", "organization_name", "account", "account_name"),
         *("hint", "token", "status", "created_at", "created_by", "updated_at", "deleted_at", "revoked_at"),
         *("last_used_at", "spent", "held", "remaining", "resets_at", "counters_available"),
+        *("granted", "lost", "observed", "in_flight"),
     }
 )
 
@@ -66,13 +74,45 @@ def instant(value: object) -> object:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
+def _thresholds(values: list[int]) -> tuple[int, ...]:
+    """Ascending, each once."""
+    if any(not 1 <= value <= THRESHOLD_MAX for value in values):
+        raise ValueError(f"must be whole percents of the limit, 1 to {THRESHOLD_MAX}, such as [80, 100]")
+    kept = tuple(sorted(set(values)))
+    if len(kept) > THRESHOLDS_MAX:
+        raise ValueError(f"has {len(kept)} thresholds; at most {THRESHOLDS_MAX} are possible")
+    return kept
+
+
+def _amount(value: object) -> object:
+    if value is None:
+        raise ValueError('must be a string of credits such as "12.50"')
+    amount = _credits(value)
+    if amount == 0:
+        raise ValueError("must be more than 0 credits")
+    return amount
+
+
 CreditLimit = Annotated[Microcredits | None, BeforeValidator(_credits)]
+Amount = Annotated[Microcredits, BeforeValidator(_amount)]
+Thresholds = Annotated[list[int], Field(max_length=1_000), AfterValidator(_thresholds)]
+Pacing = Annotated[int | None, Field(ge=1, le=PACE_MAX)]
+InFlight = Annotated[int | None, Field(ge=0, le=PACE_MAX)]
 Instant = Annotated[datetime | None, BeforeValidator(instant)]
 ShortText = Annotated[str, AfterValidator(partial(clean_text, length_max=DISPLAY_NAME_LENGTH_MAX))]
 LongText = Annotated[
     str, AfterValidator(partial(clean_text, length_max=DESCRIPTION_LENGTH_MAX, multiline=True))
 ]
 BillingDay = Annotated[int, Field(ge=1, le=31)]
+
+_RENAMED: Final = {
+    "credit_limit": "limit",
+    "reset_period": "period",
+    "alert_thresholds": "alerts",
+    "requests_per_minute": "per_minute",
+    "requests_in_flight": "in_flight",
+}
+"""What the domain calls the fields of a budget and of a pace."""
 
 Patch = TypeVar("Patch")
 
@@ -86,6 +126,21 @@ class Body(BaseModel):
 class _Budgeted(Body):
     credit_limit: CreditLimit = None
     reset_period: Period = "never"
+    enforcement: Enforcement = "enforce"
+    alert_thresholds: Thresholds = list(ALERTS_DEFAULT)
+
+    def budget(self, billing_day: int = 1) -> Budget:
+        alerts = tuple(self.alert_thresholds)
+        return Budget(self.credit_limit, self.reset_period, billing_day, 0, self.enforcement, alerts)
+
+
+class _Paced(Body):
+    requests_per_minute: Pacing = None
+    burst: Pacing = None
+    requests_in_flight: InFlight = None
+
+    def pace(self) -> Pace:
+        return checked_pace(Pace(self.requests_per_minute, self.burst, self.requests_in_flight))
 
 
 class _Named(_Budgeted):
@@ -100,31 +155,60 @@ class _Named(_Budgeted):
 
 class CreateOrganization(_Named):
     billing_day: BillingDay = 1
+    billing: Billing | None = None
 
     def new(self) -> NewOrganization:
-        budget = Budget(self.credit_limit, self.reset_period, self.billing_day)
-        return NewOrganization(*self.names, self.description, budget)
+        said = self.model_fields_set
+        for field in ("credit_limit", "reset_period", "enforcement"):
+            enforcement = self.enforcement if field == "enforcement" else None
+            if field in said and (reason := unfit(self.billing, {_RENAMED.get(field, field)}, enforcement)):
+                raise Invalid.field(field, f"does not go with this billing. {reason}")
+        return NewOrganization(*self.names, self.description, self.budget(self.billing_day), self.billing)
 
 
-class CreateServiceAccount(_Named):
+class CreateServiceAccount(_Named, _Paced):
     def new(self) -> NewAccount:
-        return NewAccount(*self.names, self.description, Budget(self.credit_limit, self.reset_period))
+        return NewAccount(*self.names, self.description, self.budget(), self.pace())
 
 
-class CreateKey(_Budgeted):
+class CreateKey(_Budgeted, _Paced):
     name: ShortText
     expires_at: Instant = None
 
     def new(self) -> NewKey:
-        return NewKey(self.name, self.expires_at, Budget(self.credit_limit, self.reset_period))
+        return NewKey(self.name, self.expires_at, self.budget(), self.pace())
+
+
+class CreateGrant(Body):
+    amount: Amount
+    expires_at: Instant = None
+    note: LongText | None = None
+
+    def new(self, idempotency_key: str | None) -> NewGrant:
+        return NewGrant(self.amount, self.expires_at, self.note, idempotency_key)
+
+
+def idempotency_key(request: web.Request) -> str | None:
+    """The header of that name. Raises Invalid (400) unless it is one of 1 to 255 printable characters of ASCII."""
+    said = request.headers.getall("Idempotency-Key", [])
+    if not said:
+        return None
+    key = said[0]
+    if (
+        len(said) > 1
+        or not 1 <= len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX
+        or not (key.isascii() and key.isprintable())
+    ):
+        reason = f"must be there once, with 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} printable characters of ASCII"
+        raise Invalid.field("Idempotency-Key", reason)
+    return key
 
 
 class _Patch(_Budgeted):
     """Defaults stand for nothing here: only what the caller has set counts."""
 
     def changes(self) -> dict[str, Any]:
-        renamed = {"credit_limit": "limit", "reset_period": "period"}
-        return {renamed.get(name, name): getattr(self, name) for name in self.model_fields_set}
+        return {_RENAMED.get(name, name): getattr(self, name) for name in self.model_fields_set}
 
 
 class PatchOrganization(_Patch):
@@ -132,12 +216,13 @@ class PatchOrganization(_Patch):
     description: LongText | None = None
     status: Literal["active", "inactive"] = "active"
     billing_day: BillingDay = 1
+    billing: Billing | None = None
 
     def patch(self) -> OrganizationPatch:
         return cast("OrganizationPatch", self.changes())
 
 
-class PatchServiceAccount(_Patch):
+class PatchServiceAccount(_Patch, _Paced):
     display_name: ShortText = ""
     description: LongText | None = None
 
@@ -145,7 +230,7 @@ class PatchServiceAccount(_Patch):
         return cast("AccountPatch", self.changes())
 
 
-class PatchKey(_Patch):
+class PatchKey(_Patch, _Paced):
     name: ShortText = ""
     expires_at: Instant = None
 

@@ -26,6 +26,7 @@ from control.domain.refusals import (
     NotYetInForce,
     Overloaded,
     Refused,
+    TooOften,
 )
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
@@ -35,6 +36,7 @@ _REFUSALS: Final[tuple[tuple[type[Refused], int, str], ...]] = (
     (Invalid, 400, "The request is not valid"),
     (NotFound, 404, "Not found"),
     (Conflict, 409, "Not possible in this state"),
+    (TooOften, 429, "Too often"),
     (Overloaded, 503, "Too busy"),
     (NotYetInForce, 503, "Saved, but not yet in force"),
     (NotSaved, 503, "Redis does not answer"),
@@ -79,6 +81,8 @@ def refused(request: web.Request, refusal: Refused) -> web.Response:
     for kind, status, title in _REFUSALS:
         if isinstance(refusal, kind):
             headers = {"Retry-After": _RETRY_AFTER_S} if isinstance(refusal, (Overloaded, NotSaved)) else None
+            if isinstance(refusal, TooOften):
+                headers = {"Retry-After": str(refusal.retry_after_s)}
             return problem(
                 request,
                 status,

@@ -2,7 +2,7 @@
 
     up, demo                          everything on this machine: starting.py, up.py, demo.py, over stack.py, signals.py
     gateway control jobs migrate …    one process of an installation: processes.py
-    orgs accounts keys usage          the REST API: organizations.py, accounts.py, keys.py, usage.py
+    orgs accounts keys usage alerts   the REST API: organizations.py, accounts.py, keys.py, usage.py, alerts.py
                                       over remote.py (common options), client.py (HTTP), credentials.py
 
 Data goes to standard output, talk to standard error (output.py); exit codes are in failures.py. This package composes
@@ -17,6 +17,7 @@ import typer
 
 from control.cli import processes
 from control.cli.accounts import accounts
+from control.cli.alerts import alerts
 from control.cli.failures import CommandFailed, ExitCode
 from control.cli.keys import keys
 from control.cli.organizations import orgs
@@ -63,6 +64,7 @@ app.command("demo-upstream", rich_help_panel=_TRY)(processes.demo_upstream)
 app.add_typer(orgs, name="orgs", rich_help_panel=_ASK)
 app.add_typer(accounts, name="accounts", rich_help_panel=_ASK)
 app.add_typer(keys, name="keys", rich_help_panel=_ASK)
+app.add_typer(alerts, name="alerts", rich_help_panel=_ASK)
 app.command(rich_help_panel=_ASK)(usage)
 app.command(rich_help_panel=_ASK)(ledger)
 app.command(

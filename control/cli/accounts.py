@@ -7,7 +7,18 @@ import typer
 
 from control.cli.client import ControlPlane, Json, path_of
 from control.cli.failures import CommandFailed, ExitCode
-from control.cli.fields import DescriptionOption, DisplayNameOption, LimitOption, PeriodOption, given
+from control.cli.fields import (
+    AlertsOption,
+    BurstOption,
+    DescriptionOption,
+    DisplayNameOption,
+    EnforcementOption,
+    InFlightOption,
+    LimitOption,
+    PeriodOption,
+    PerMinuteOption,
+    given,
+)
 from control.cli.organizations import OrganizationArgument
 from control.cli.output import Answer, Column, budget_text, fields_view, plain, rows_view, talk
 from control.cli.remote import RowsOption, remote
@@ -71,6 +82,11 @@ def create_account(
     description: DescriptionOption = None,
     limit: LimitOption = None,
     period: PeriodOption = None,
+    enforcement: EnforcementOption = None,
+    alerts: AlertsOption = None,
+    requests_per_minute: PerMinuteOption = None,
+    burst: BurstOption = None,
+    requests_in_flight: InFlightOption = None,
 ) -> Answer:
     """Create a service account; name it after what it does, as in `nightly-report`."""
     body = given(
@@ -79,6 +95,11 @@ def create_account(
         description=description,
         credit_limit=limit,
         reset_period=period,
+        enforcement=enforcement,
+        alert_thresholds=alerts,
+        requests_per_minute=requests_per_minute,
+        burst=burst,
+        requests_in_flight=requests_in_flight,
     )
     return Answer(control.post(path_of("organizations", organization, "service-accounts"), body), fields_view)
 
@@ -114,9 +135,24 @@ def update_account(
     description: DescriptionOption = None,
     limit: LimitOption = None,
     period: PeriodOption = None,
+    enforcement: EnforcementOption = None,
+    alerts: AlertsOption = None,
+    requests_per_minute: PerMinuteOption = None,
+    burst: BurstOption = None,
+    requests_in_flight: InFlightOption = None,
 ) -> Answer:
     """Change a service account; what is not given stays as it is."""
-    body = given(display_name=display_name, description=description, credit_limit=limit, reset_period=period)
+    body = given(
+        display_name=display_name,
+        description=description,
+        credit_limit=limit,
+        reset_period=period,
+        enforcement=enforcement,
+        alert_thresholds=alerts,
+        requests_per_minute=requests_per_minute,
+        burst=burst,
+        requests_in_flight=requests_in_flight,
+    )
     return Answer(control.patch(_path(control, account), body), fields_view)
 
 

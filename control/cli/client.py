@@ -43,8 +43,9 @@ class ControlPlane:
     def get(self, path: str, **query: str | int | None) -> Json:
         return self.request("GET", path, query=query)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
-        return self.request("POST", path, body=body)
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **headers: str) -> Json:
+        """`headers`: names with underscores for hyphens."""
+        return self.request("POST", path, body=body, headers=headers)
 
     def patch(self, path: str, body: Mapping[str, Any]) -> Json:
         return self.request("PATCH", path, body=body)
@@ -71,6 +72,7 @@ class ControlPlane:
         *,
         query: Mapping[str, str | int | None] | None = None,
         body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Json:
         """One request; the answer's JSON object (empty for 204).
 
@@ -78,13 +80,14 @@ class ControlPlane:
         """
         chosen = {name: value for name, value in (query or {}).items() if value is not None}
         target = self._parts.path + path + ("?" + urlencode(chosen) if chosen else "")
-        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        said = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+        said |= {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         content = None
         if method != "GET":
             content = json.dumps(body or {}).encode() if body is not None else None
             if content is not None:
-                headers["Content-Type"] = "application/json"
-        status, answer = self._exchange(method, target, headers, content)
+                said["Content-Type"] = "application/json"
+        status, answer = self._exchange(method, target, said, content)
         return self._read(status, answer)
 
     def _exchange(

@@ -4,15 +4,36 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from control.cli.accounts import AccountArgument, StatusOption, account_id
 from control.cli.client import ControlPlane, path_of
-from control.cli.fields import LimitOption, PeriodOption, given
-from control.cli.output import Answer, Column, budget_text, console, fields_view, plain, rows_view, talk
+from control.cli.fields import (
+    AlertsOption,
+    BurstOption,
+    EnforcementOption,
+    InFlightOption,
+    LimitOption,
+    PeriodOption,
+    PerMinuteOption,
+    given,
+)
+from control.cli.output import (
+    Answer,
+    Column,
+    Row,
+    budget_text,
+    console,
+    fields_view,
+    plain,
+    rows_view,
+    table,
+    talk,
+)
 from control.cli.remote import RowsOption, remote
 
 keys = typer.Typer(
-    no_args_is_help=True, help="API keys: create, list, show, update, disable, enable, revoke, delete."
+    no_args_is_help=True, help="API keys: create, list, show, quota, update, disable, enable, revoke, delete."
 )
 
 KeyArgument = Annotated[
@@ -36,6 +57,28 @@ _COLUMNS = (
     Column("last used at", "last_used_at"),
 )
 
+_QUOTA_COLUMNS = (
+    Column("level", "level"),
+    Column("id", "id"),
+    Column("name", "name"),
+    Column("status", "status"),
+    Column("limit", "credit_limit", right=True),
+    Column("spent", "spent", right=True),
+    Column("held", "held", right=True),
+    Column("remaining", "remaining", right=True),
+    Column("period", "reset_period"),
+    Column("resets at", "resets_at"),
+    Column("enforcement", "enforcement"),
+    Column("a minute", "requests_per_minute", right=True),
+    Column("in flight", "in_flight", lambda row: _of(row, "in_flight", "requests_in_flight"), right=True),
+    Column("observed", "observed", right=True),
+)
+
+
+def _of(row: Row, present: str, most: str) -> str:
+    shown = plain(row.get(present))
+    return shown if row.get(most) is None else f"{shown} of {row[most]}"
+
 
 @keys.command("create")
 @remote
@@ -48,9 +91,24 @@ def create_key(
     limit: LimitOption = None,
     period: PeriodOption = None,
     expires_at: ExpiresOption = None,
+    enforcement: EnforcementOption = None,
+    alerts: AlertsOption = None,
+    requests_per_minute: PerMinuteOption = None,
+    burst: BurstOption = None,
+    requests_in_flight: InFlightOption = None,
 ) -> Answer:
     """Create a key. Its token is printed on standard output, this once and never again."""
-    body = given(name=name, credit_limit=limit, reset_period=period, expires_at=expires_at)
+    body = given(
+        name=name,
+        credit_limit=limit,
+        reset_period=period,
+        expires_at=expires_at,
+        enforcement=enforcement,
+        alert_thresholds=alerts,
+        requests_per_minute=requests_per_minute,
+        burst=burst,
+        requests_in_flight=requests_in_flight,
+    )
     path = path_of("service-accounts", account_id(control, account), "keys")
     return Answer(control.post(path, body), _show_token)
 
@@ -83,6 +141,20 @@ def show_key(control: ControlPlane, key: KeyArgument) -> Answer:
     return Answer(control.get(path_of("keys", key)), fields_view)
 
 
+@keys.command("quota")
+@remote
+def show_quota(control: ControlPlane, key: KeyArgument) -> Answer:
+    """Show every limit above a key, which of them binds, and whether a request would pass now."""
+    return Answer(control.get(path_of("keys", key, "quota")), _show_quota)
+
+
+def _show_quota(body: Mapping[str, Any]) -> None:
+    table(body["chain"], _QUOTA_COLUMNS)
+    console().print(Text(body["explanation"]))
+    if body.get("refusal"):
+        talk(f"A request would be refused now: {body['refusal']['detail']}")
+
+
 @keys.command("update")
 @remote
 def update_key(
@@ -92,9 +164,24 @@ def update_key(
     limit: LimitOption = None,
     period: PeriodOption = None,
     expires_at: ExpiresOption = None,
+    enforcement: EnforcementOption = None,
+    alerts: AlertsOption = None,
+    requests_per_minute: PerMinuteOption = None,
+    burst: BurstOption = None,
+    requests_in_flight: InFlightOption = None,
 ) -> Answer:
     """Change a key; what is not given stays as it is."""
-    body = given(name=name, credit_limit=limit, reset_period=period, expires_at=expires_at)
+    body = given(
+        name=name,
+        credit_limit=limit,
+        reset_period=period,
+        expires_at=expires_at,
+        enforcement=enforcement,
+        alert_thresholds=alerts,
+        requests_per_minute=requests_per_minute,
+        burst=burst,
+        requests_in_flight=requests_in_flight,
+    )
     return Answer(control.patch(path_of("keys", key), body), fields_view)
 
 

@@ -22,8 +22,8 @@ from control.domain.outbox import Entry
 from control.domain.refusals import NotSaved, NotYetInForce
 from control.domain.rules import PUBLISHING_ORDER, Rules
 from control.publishing import Publisher, RedisUnavailable
-from gateway.contract.ids import Level
-from gateway.contract.records import KeyRules
+from gateway.contract.ids import Level, OrganizationTag
+from gateway.contract.records import Counters, KeyRules
 from gateway.contract.token import Digest
 
 _log = structlog.get_logger("control.changes")
@@ -51,6 +51,19 @@ class Change:
         except RedisUnavailable as error:
             raise NotSaved from error
         self.introduced.append((entry, new))
+
+    async def counters(self, tag: OrganizationTag) -> tuple[int, Counters]:
+        """Redis's clock in ms and an organization's live counters, for a change that is worked out from them.
+
+        Raises NotSaved, which ends the transaction, also if Redis has no such record: it is being loaded.
+        """
+        try:
+            now_ms, counters = await self._publisher.counters(tag)
+        except RedisUnavailable as error:
+            raise NotSaved from error
+        if counters is None:
+            raise NotSaved
+        return now_ms, counters
 
     async def touch(self, kind: Level, entities: Sequence[str]) -> None:
         """Publish the new state of these once the transaction is committed."""

@@ -13,7 +13,14 @@ from typing import Final, Literal
 from asyncpg import Record
 
 from control.database import Connection
-from control.domain.budgets import BudgetPatch, amended, budget_of_row
+from control.domain.budgets import (
+    BudgetPatch,
+    PacePatch,
+    amended,
+    amended_pace,
+    budget_of_row,
+    pace_of_row,
+)
 from control.domain.changes import Change
 from control.domain.hashing import Hashing
 from control.domain.organizations import lock_against_new_billing_day
@@ -21,7 +28,7 @@ from control.domain.pages import Listing, Page, listing
 from control.domain.refusals import Conflict, Invalid, NotFound
 from gateway.contract import token
 from gateway.contract.ids import AccountId, AccountKind, KeyId, OrganizationTag, tag_of_account, tag_of_key
-from gateway.contract.records import Budget, KeyStatus
+from gateway.contract.records import Budget, KeyStatus, Pace
 from gateway.contract.token import Digest, Pepper, Token
 
 LIFETIME_MAX: Final = timedelta(days=3653)
@@ -45,6 +52,7 @@ class Key:
     status: KeyStatus
     expires_at: datetime | None
     budget: Budget
+    pace: Pace
     created_by: str
     created_at: datetime
     updated_at: datetime
@@ -66,6 +74,7 @@ class NewKey:
     name: str
     expires_at: datetime | None
     budget: Budget
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Minted:
         return f"Minted(id={self.id!r})"
 
 
-class KeyPatch(BudgetPatch, total=False):
+class KeyPatch(BudgetPatch, PacePatch, total=False):
     """What is to change; a missing entry stays as it is."""
 
     name: str
@@ -115,8 +124,9 @@ async def create(
     await _lock_account(conn, account, keys_max)
     await conn.execute(
         """INSERT INTO keys (id, organization, account, name, hint, token_hash, expires_at, limit_microcredits,
-                             reset_period, created_by)
-           SELECT $1, organization, id, $3, $4, $5, $6, $7, $8, $9 FROM accounts WHERE id = $2""",
+                             reset_period, enforcement, alert_thresholds, requests_per_minute, burst, requests_in_flight,
+                             created_by)
+           SELECT $1, organization, id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM accounts WHERE id = $2""",
         minted.id,
         account,
         new.name,
@@ -125,6 +135,11 @@ async def create(
         new.expires_at,
         new.budget.limit,
         new.budget.period,
+        new.budget.enforcement,
+        list(new.budget.alerts),
+        new.pace.per_minute,
+        new.pace.burst,
+        new.pace.in_flight,
         actor,
     )
     await change.introduce("key", minted.id, digest=minted.digest)
@@ -156,7 +171,7 @@ async def listed(conn: Connection, account: AccountId, page: Page, status: str |
 
 
 async def amend(change: Change, identifier: str, patch: KeyPatch) -> Key:
-    """Raises NotFound, Invalid for an expiry that is past or far, Conflict if it is revoked."""
+    """Raises NotFound, Invalid for an expiry that is past or far or a burst without a rate, Conflict if it is revoked."""
     if tag := tag_of_key(identifier):
         await lock_against_new_billing_day(change.conn, tag)
     old = _unrevoked(await _locked(change.conn, identifier))
@@ -167,6 +182,7 @@ async def amend(change: Change, identifier: str, patch: KeyPatch) -> Key:
         name=patch.get("name", old.name),
         expires_at=patch.get("expires_at", old.expires_at),
         budget=amended(old.budget, patch, int(old.read_at.timestamp() * 1000)),
+        pace=amended_pace(old.pace, patch),
     )
     return old if new == old else await _update(change, old, new)
 
@@ -244,7 +260,8 @@ async def _update(change: Change, old: Key, new: Key) -> Key:
     await change.conn.execute(
         """UPDATE keys
            SET name = $2, status = $3, expires_at = $4, limit_microcredits = $5, reset_period = $6,
-               period_since_ms = $7, revoked_at = $8, deleted_at = $9, version = nextval('rule_version'),
+               period_since_ms = $7, revoked_at = $8, deleted_at = $9, enforcement = $10, alert_thresholds = $11,
+               requests_per_minute = $12, burst = $13, requests_in_flight = $14, version = nextval('rule_version'),
                updated_at = now()
            WHERE id = $1""",
         new.id,
@@ -256,8 +273,14 @@ async def _update(change: Change, old: Key, new: Key) -> Key:
         new.budget.since_ms,
         new.revoked_at,
         new.deleted_at,
+        new.budget.enforcement,
+        list(new.budget.alerts),
+        new.pace.per_minute,
+        new.pace.burst,
+        new.pace.in_flight,
     )
-    if (new.status, new.budget, new.expires_at) != (old.status, old.budget, old.expires_at):
+    published = (new.status, new.budget, new.pace, new.expires_at)
+    if published != (old.status, old.budget, old.pace, old.expires_at):
         await change.touch("key", [new.id])
     return await get(change.conn, new.id)
 
@@ -275,6 +298,7 @@ def _of_row(row: Record) -> Key:
         status=row["status"],
         expires_at=row["expires_at"],
         budget=budget_of_row(row),
+        pace=pace_of_row(row),
         created_by=row["created_by"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

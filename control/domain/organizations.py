@@ -1,8 +1,11 @@
-"""Organizations: who pays. Their names are immutable, their budget caps everything below them."""
+"""Organizations: who pays. Their names are immutable, their budget caps everything below them.
+
+A plain one has a limit, a postpaid one's limit is only observed, a prepaid one may spend what was granted (`grants`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -10,30 +13,40 @@ from typing import Final
 from asyncpg import Record
 
 from control.database import Connection
+from control.domain import grants
 from control.domain.budgets import BudgetPatch, amended, budget_of_row
 from control.domain.changes import Change
 from control.domain.names import is_slug
 from control.domain.pages import Listing, Page, listing
+from control.domain.prepaid import ORGANIZATIONS, Billing, Line, budget_in_force, line_of_row
 from control.domain.refusals import Conflict, NotFound
 from gateway.contract.ids import OrganizationTag, new_organization_tag, tag_of_organization
-from gateway.contract.records import Budget, OrganizationStatus
+from gateway.contract.records import Budget, Enforcement, OrganizationStatus
 
 _TAG_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """One row. `tag` is the six characters that every identifier below it carries."""
+    """One row. `tag` is the six characters that every identifier below it carries. `own_budget` is what was set; while it is
+    prepaid, and has a `line`, that is in force which was granted."""
 
     tag: OrganizationTag
     name: str
     display_name: str
     description: str | None
     status: OrganizationStatus
-    budget: Budget
+    own_budget: Budget
+    billing: Billing | None
+    line: Line | None
     created_by: str
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def budget(self) -> Budget:
+        """The one in force."""
+        return budget_in_force(self.own_budget, self.billing, self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,7 @@ class NewOrganization:
     display_name: str
     description: str | None
     budget: Budget
+    billing: Billing | None = None
 
 
 class OrganizationPatch(BudgetPatch, total=False):
@@ -50,6 +64,7 @@ class OrganizationPatch(BudgetPatch, total=False):
     display_name: str
     description: str | None
     status: OrganizationStatus
+    billing: Billing | None
 
 
 async def create(change: Change, new: NewOrganization, *, actor: str) -> Organization:
@@ -57,8 +72,8 @@ async def create(change: Change, new: NewOrganization, *, actor: str) -> Organiz
     for _ in range(_TAG_ATTEMPTS):
         row = await change.conn.fetchrow(
             """INSERT INTO organizations (tag, name, display_name, description, limit_microcredits, reset_period,
-                                          billing_day, created_by)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING *""",
+                                          billing_day, enforcement, alert_thresholds, billing, created_by)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING RETURNING tag""",
             new_organization_tag(),
             new.name,
             new.display_name,
@@ -66,11 +81,14 @@ async def create(change: Change, new: NewOrganization, *, actor: str) -> Organiz
             new.budget.limit,
             new.budget.period,
             new.budget.billing_day,
+            new.budget.enforcement,
+            list(new.budget.alerts),
+            new.billing,
             actor,
         )
         if row is not None:
             await change.introduce("organization", row["tag"])
-            return _of_row(row)
+            return await _get(change.conn, row["tag"])
         if await change.conn.fetchval("SELECT EXISTS (SELECT FROM organizations WHERE name = $1)", new.name):
             raise Conflict(
                 "name_taken", f"There is an organization named {new.name!r}; names are never used twice."
@@ -80,17 +98,17 @@ async def create(change: Change, new: NewOrganization, *, actor: str) -> Organiz
 
 async def get(conn: Connection, reference: str) -> Organization:
     """By id (`org_…`) or by name. Raises NotFound."""
-    row = await conn.fetchrow("SELECT * FROM organizations WHERE tag = $1 OR name = $2", *_either(reference))
+    row = await conn.fetchrow(f"{ORGANIZATIONS} WHERE o.tag = $1 OR o.name = $2", *_either(reference))
     return _of_row(_found(row, reference))
 
 
 async def listed(conn: Connection, page: Page, status: str | None) -> Listing[Organization]:
     """Newest first. `status` None or "all" shows every one."""
     rows = await conn.fetch(
-        """SELECT * FROM organizations
-           WHERE ($1::text IS NULL OR $1 = 'all' OR status = $1)
-             AND ($2::timestamptz IS NULL OR (created_at, tag) < ($2, $3))
-           ORDER BY created_at DESC, tag DESC LIMIT $4""",
+        f"""{ORGANIZATIONS}
+           WHERE ($1::text IS NULL OR $1 = 'all' OR o.status = $1)
+             AND ($2::timestamptz IS NULL OR (o.created_at, o.tag) < ($2, $3))
+           ORDER BY o.created_at DESC, o.tag DESC LIMIT $4""",
         status,
         page.before,
         page.before_id,
@@ -100,28 +118,63 @@ async def listed(conn: Connection, page: Page, status: str | None) -> Listing[Or
 
 
 async def amend(change: Change, reference: str, patch: OrganizationPatch) -> Organization:
-    """Raises NotFound, and NotYetInForce from the change itself."""
+    """Raises NotFound, Conflict for what its billing does not let be set, and NotYetInForce from the change itself.
+
+    To become prepaid, or to be it no longer, starts a fresh window: what was spent before counts against no grant, and
+    what is left of grants ends with them.
+    """
     found = await change.conn.fetchrow(
-        """SELECT *, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
+        """SELECT tag, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms
            FROM organizations WHERE tag = $1 OR name = $2 FOR NO KEY UPDATE""",
         *_either(reference),
     )
     row = _found(found, reference)
-    old, now_ms = _of_row(row), int(row["now_ms"])
+    old, now_ms = (
+        await _get(change.conn, row["tag"]),
+        int(row["now_ms"]),
+    )  # with grants as they are under the lock
     new = replace(
         old,
         display_name=patch.get("display_name", old.display_name),
         description=patch.get("description", old.description),
         status=patch.get("status", old.status),
-        budget=amended(old.budget, patch, now_ms),
+        billing=patch.get("billing", old.billing),
+        own_budget=_amended(old, patch, now_ms),
     )
     if new == old:
         return old
-    if (new.status, new.budget) != (old.status, old.budget):
+    if (new.status, new.own_budget, new.billing) != (old.status, old.own_budget, old.billing):
         await change.touch("organization", [old.tag])
-    if new.budget.billing_day != old.budget.billing_day:
+    if new.own_budget.billing_day != old.own_budget.billing_day:
         await _restart_months(change, old.tag, now_ms)
-    return await _update(change.conn, new)
+    if old.line is not None and new.billing != "prepaid":
+        await grants.end_line(change.conn, old.tag, old.line, old.own_budget.since_ms)
+    await _update(change.conn, new, is_new_line=(new.billing == "prepaid") != (old.billing == "prepaid"))
+    return await _get(change.conn, old.tag)
+
+
+def _amended(old: Organization, patch: OrganizationPatch, now_ms: int) -> Budget:
+    billing, was = patch.get("billing", old.billing), old.own_budget
+    if (refused := unfit(billing, patch.keys(), patch.get("enforcement"))) is not None:
+        raise Conflict("not_with_this_billing", refused)
+    budget = amended(was, patch, now_ms)
+    if (billing == "prepaid") != (old.billing == "prepaid"):
+        return replace(budget, since_ms=max(now_ms, was.since_ms + 1))
+    return replace(budget, since_ms=was.since_ms) if billing == "prepaid" else budget
+
+
+def unfit(billing: Billing | None, said: Collection[str], enforcement: Enforcement | None) -> str | None:
+    """Why what is said of the limit does not go with the billing, for people; None if it does. Pure."""
+    if billing == "prepaid" and not {"limit", "period"}.isdisjoint(said):
+        return (
+            "The limit of a prepaid organization is the sum of its grants and has no period: make a grant with "
+            "POST /v1/organizations/{org}/grants. To set credit_limit or reset_period, set billing to null or postpaid as well."
+        )
+    if billing == "prepaid" and enforcement == "observe":
+        return "Prepaid credits are always enforced. To only observe a limit, set billing to null or postpaid as well."
+    if billing == "postpaid" and enforcement == "enforce":
+        return "The limit of a postpaid organization is only observed. To enforce it, set billing to null as well."
+    return None
 
 
 async def lock_against_new_billing_day(conn: Connection, tag: OrganizationTag) -> None:
@@ -132,21 +185,31 @@ async def lock_against_new_billing_day(conn: Connection, tag: OrganizationTag) -
     await conn.execute("SELECT FROM organizations WHERE tag = $1 FOR SHARE", tag)
 
 
-async def _update(conn: Connection, new: Organization) -> Organization:
-    row = await conn.fetchrow(
+async def _update(conn: Connection, new: Organization, *, is_new_line: bool) -> None:
+    await conn.execute(
         """UPDATE organizations
            SET display_name = $2, description = $3, status = $4, limit_microcredits = $5, reset_period = $6,
-               billing_day = $7, period_since_ms = $8, version = nextval('rule_version'), updated_at = now()
-           WHERE tag = $1 RETURNING *""",
+               billing_day = $7, period_since_ms = $8, enforcement = $9, alert_thresholds = $10, billing = $11,
+               lost_microcredits = CASE WHEN $12 THEN 0 ELSE lost_microcredits END,
+               version = nextval('rule_version'), updated_at = now()
+           WHERE tag = $1""",
         new.tag,
         new.display_name,
         new.description,
         new.status,
-        new.budget.limit,
-        new.budget.period,
-        new.budget.billing_day,
-        new.budget.since_ms,
+        new.own_budget.limit,
+        new.own_budget.period,
+        new.own_budget.billing_day,
+        new.own_budget.since_ms,
+        new.own_budget.enforcement,
+        list(new.own_budget.alerts),
+        new.billing,
+        is_new_line,
     )
+
+
+async def _get(conn: Connection, tag: OrganizationTag) -> Organization:
+    row = await conn.fetchrow(f"{ORGANIZATIONS} WHERE o.tag = $1", tag)
     if row is None:
         raise LookupError("an organization vanished under its lock")
     return _of_row(row)
@@ -192,7 +255,9 @@ def _of_row(row: Record) -> Organization:
         display_name=row["display_name"],
         description=row["description"],
         status=row["status"],
-        budget=budget_of_row(row),
+        own_budget=budget_of_row(row),
+        billing=row["billing"],
+        line=line_of_row(row),
         created_by=row["created_by"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

@@ -53,6 +53,14 @@ class Overloaded(Refused):
     """Too much of the same is going on; the same request may pass a moment later."""
 
 
+class TooOften(Refused):
+    """This may be done again after `retry_after_s` seconds."""
+
+    def __init__(self, code: str, detail: str, retry_after_s: int) -> None:
+        super().__init__(code, detail)
+        self.retry_after_s = retry_after_s
+
+
 class NotYetInForce(Refused):
     """The change is saved, but Redis could not be told; the outbox tells it as soon as it is back."""
 
@@ -70,5 +78,5 @@ class NotSaved(Refused):
     def __init__(self) -> None:
         super().__init__(
             "redis_unavailable",
-            "Redis did not answer, so nothing was created. Send the request again in a moment.",
+            "Redis did not answer, or is being loaded, so nothing was created. Send the request again in a moment.",
         )

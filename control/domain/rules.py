@@ -12,7 +12,8 @@ from typing import Final, TypeAlias
 from asyncpg import Record
 
 from control.database import Connection
-from control.domain.budgets import budget_of_row
+from control.domain.budgets import budget_of_row, pace_of_row
+from control.domain.prepaid import ORGANIZATIONS, budget_in_force, line_of_row
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.records import AccountRules, KeyRules, OrganizationRules
 
@@ -24,20 +25,19 @@ PUBLISHING_ORDER: Final[tuple[Level, ...]] = tuple(reversed(LEVELS))
 _BATCH: Final = 1_000
 
 _SELECT: Final[dict[Level, str]] = {
-    "organization": """
-        SELECT tag AS id, name, version, status, limit_microcredits, reset_period, billing_day, period_since_ms
-        FROM organizations""",
+    "organization": ORGANIZATIONS,
     "account": """
         SELECT a.id, a.name, a.kind, a.version, a.status, a.limit_microcredits, a.reset_period, o.billing_day,
-               a.period_since_ms
+               a.period_since_ms, a.enforcement, a.alert_thresholds, a.requests_per_minute, a.burst, a.requests_in_flight
         FROM accounts a JOIN organizations o ON o.tag = a.organization""",
     "key": """
         SELECT k.id, k.version, k.status, k.limit_microcredits, k.reset_period, o.billing_day, k.period_since_ms,
+               k.enforcement, k.alert_thresholds, k.requests_per_minute, k.burst, k.requests_in_flight,
                k.expires_at, k.token_hash, k.account, a.name AS account_name, a.kind AS account_kind,
                k.organization, o.name AS organization_name
         FROM keys k JOIN accounts a ON a.id = k.account JOIN organizations o ON o.tag = k.organization""",
 }
-_ID: Final[dict[Level, str]] = {"organization": "tag", "account": "a.id", "key": "k.id"}
+_ID: Final[dict[Level, str]] = {"organization": "o.tag", "account": "a.id", "key": "k.id"}
 
 
 async def load(conn: Connection, kind: Level, entity: str) -> Rules | None:
@@ -64,12 +64,22 @@ async def all_rules(conn: Connection) -> AsyncGenerator[Rules, None]:
 
 
 def _organization(row: Record) -> Rules:
-    return OrganizationRules(row["id"], row["name"], row["version"], row["status"], budget_of_row(row))
+    line = line_of_row(row)
+    budget = budget_in_force(budget_of_row(row), row["billing"], line)
+    return OrganizationRules(
+        row["id"], row["name"], row["version"], row["status"], budget, line.grants if line is not None else ()
+    )
 
 
 def _account(row: Record) -> Rules:
     return AccountRules(
-        row["id"], row["name"], row["kind"], row["version"], row["status"], budget_of_row(row)
+        row["id"],
+        row["name"],
+        row["kind"],
+        row["version"],
+        row["status"],
+        budget_of_row(row),
+        pace_of_row(row),
     )
 
 
@@ -86,6 +96,7 @@ def _key(row: Record) -> Rules:
         account_kind=row["account_kind"],
         organization_tag=row["organization"],
         organization_name=row["organization_name"],
+        pace=pace_of_row(row),
     )
 
 

@@ -12,13 +12,20 @@ from typing import Final, Literal
 from asyncpg import Record
 
 from control.database import Connection
-from control.domain.budgets import BudgetPatch, amended, budget_of_row
+from control.domain.budgets import (
+    BudgetPatch,
+    PacePatch,
+    amended,
+    amended_pace,
+    budget_of_row,
+    pace_of_row,
+)
 from control.domain.changes import Change
 from control.domain.organizations import Organization, lock_against_new_billing_day
 from control.domain.pages import Listing, Page, listing
 from control.domain.refusals import Conflict, NotFound
 from gateway.contract.ids import AccountId, AccountKind, OrganizationTag, new_account_id, tag_of_account
-from gateway.contract.records import AccountStatus, Budget
+from gateway.contract.records import AccountStatus, Budget, Pace
 
 KIND: Final = "service-account"
 
@@ -36,6 +43,7 @@ class Account:
     description: str | None
     status: AccountStatus
     budget: Budget
+    pace: Pace
     created_by: str
     created_at: datetime
     updated_at: datetime
@@ -48,9 +56,10 @@ class NewAccount:
     display_name: str
     description: str | None
     budget: Budget
+    pace: Pace
 
 
-class AccountPatch(BudgetPatch, total=False):
+class AccountPatch(BudgetPatch, PacePatch, total=False):
     """What is to change; a missing entry stays as it is."""
 
     display_name: str
@@ -90,8 +99,10 @@ async def create(
     identifier = new_account_id(tag, KIND)
     inserted = await conn.fetchval(
         """INSERT INTO accounts (id, organization, kind, name, display_name, description, limit_microcredits,
-                                 reset_period, created_by)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (organization, name) DO NOTHING RETURNING id""",
+                                 reset_period, enforcement, alert_thresholds, requests_per_minute, burst,
+                                 requests_in_flight, created_by)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+           ON CONFLICT (organization, name) DO NOTHING RETURNING id""",
         identifier,
         tag,
         KIND,
@@ -100,6 +111,11 @@ async def create(
         new.description,
         new.budget.limit,
         new.budget.period,
+        new.budget.enforcement,
+        list(new.budget.alerts),
+        new.pace.per_minute,
+        new.pace.burst,
+        new.pace.in_flight,
         actor,
     )
     if inserted is None:
@@ -135,7 +151,7 @@ async def listed(conn: Connection, tag: OrganizationTag, page: Page, status: str
 
 
 async def amend(change: Change, identifier: str, patch: AccountPatch) -> Account:
-    """Raises NotFound, and Conflict if it is deleted."""
+    """Raises NotFound, Invalid for a burst without a rate, and Conflict if it is deleted."""
     if tag := tag_of_account(identifier):
         await lock_against_new_billing_day(change.conn, tag)
     row = await _locked(change.conn, identifier)
@@ -145,6 +161,7 @@ async def amend(change: Change, identifier: str, patch: AccountPatch) -> Account
         display_name=patch.get("display_name", old.display_name),
         description=patch.get("description", old.description),
         budget=amended(old.budget, patch, row["now_ms"]),
+        pace=amended_pace(old.pace, patch),
     )
     return old if new == old else await _update(change, old, new)
 
@@ -200,7 +217,8 @@ async def _update(change: Change, old: Account, new: Account) -> Account:
     await change.conn.execute(
         """UPDATE accounts
            SET display_name = $2, description = $3, status = $4, limit_microcredits = $5, reset_period = $6,
-               period_since_ms = $7, version = nextval('rule_version'), updated_at = now(),
+               period_since_ms = $7, enforcement = $8, alert_thresholds = $9, requests_per_minute = $10, burst = $11,
+               requests_in_flight = $12, version = nextval('rule_version'), updated_at = now(),
                deleted_at = CASE WHEN $4 = 'deleted' THEN now() END
            WHERE id = $1""",
         new.id,
@@ -210,8 +228,13 @@ async def _update(change: Change, old: Account, new: Account) -> Account:
         new.budget.limit,
         new.budget.period,
         new.budget.since_ms,
+        new.budget.enforcement,
+        list(new.budget.alerts),
+        new.pace.per_minute,
+        new.pace.burst,
+        new.pace.in_flight,
     )
-    if (new.status, new.budget) != (old.status, old.budget):
+    if (new.status, new.budget, new.pace) != (old.status, old.budget, old.pace):
         await change.touch("account", [new.id])
     return await get(change.conn, new.id)
 
@@ -227,6 +250,7 @@ def _of_row(row: Record) -> Account:
         description=row["description"],
         status=row["status"],
         budget=budget_of_row(row),
+        pace=pace_of_row(row),
         created_by=row["created_by"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

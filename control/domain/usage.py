@@ -55,12 +55,13 @@ _NAMES: Final[dict[GroupBy, tuple[str, str]]] = {
 _REPORT: Final = """
 WITH sums AS (
     SELECT {group} AS grouped, sum(requests)::bigint AS requests, sum(refused)::bigint AS refused,
-           sum(cost)::bigint AS cost, sum(bytes_in)::bigint AS bytes_in, sum(bytes_out)::bigint AS bytes_out
+           sum(observed)::bigint AS observed, sum(cost)::bigint AS cost,
+           sum(bytes_in)::bigint AS bytes_in, sum(bytes_out)::bigint AS bytes_out
       FROM usage_hourly
      WHERE organization = $1 AND hour >= $2 AND hour < $3
      GROUP BY 1
 )
-SELECT s.grouped AS "{name}"{names}, s.requests, s.refused, s.cost, s.bytes_in, s.bytes_out
+SELECT s.grouped AS "{name}"{names}, s.requests, s.refused, s.observed, s.cost, s.bytes_in, s.bytes_out
   FROM sums s {join}
  WHERE $4::text IS NULL OR s.grouped COLLATE "C" > $4
  ORDER BY s.grouped COLLATE "C"
@@ -80,8 +81,9 @@ async def report(
     """Sums of one organization over [start, end), ordered by what they are grouped by.
 
     The sums are by the hour, so `start` is rounded down and `end` up to a whole hour. Each row has the group under its
-    own name (`account`, `key`, `route`, `hour`, `day`), names where they are known, and `requests`, `refused`, `cost`
-    (microcredits), `bytes_in`, `bytes_out`. Raises Invalid for a cursor that no report answered with.
+    own name (`account`, `key`, `route`, `hour`, `day`), names where they are known, and `requests`, `refused`,
+    `observed` (would have been refused where limits only observe; these are among the requests), `cost` (microcredits),
+    `bytes_in`, `bytes_out`. Raises Invalid for a cursor that no report answered with.
     """
     names, join = _NAMES[group_by]
     statement = _REPORT.format(group=_GROUP[group_by], name=group_by, names=names, join=join)
@@ -93,8 +95,8 @@ async def report(
 
 _LATEST: Final = """
 SELECT request_id, admitted_at, ended_at, organization, account, account_name, account_kind, key, route, method, path,
-       status, outcome, bytes_in, bytes_out, upstream_ms, total_ms, held, cost, units, session, computer, trace,
-       client_request_id
+       status, outcome, bytes_in, bytes_out, upstream_ms, total_ms, held, cost, is_estimated, units, session,
+       computer, trace, client_request_id
   FROM usage_events
  WHERE organization = $1 AND admitted_at >= $2 AND admitted_at < $3
    AND ($4::timestamptz IS NULL OR (admitted_at, request_id) < ($4, $5))

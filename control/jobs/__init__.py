@@ -4,7 +4,9 @@ anywhere and to be run twice.
     drain       events of the streams -> rows of the ledger and their sums
     expire      holds whose deadline has passed -> settled at what was held
     publish     changed rules -> Redis; all rules and counters -> a Redis that lost them
+    alerts      thresholds that were crossed -> told to the destinations of their organization
     partitions  days of the ledger, made ahead
+    grants      what expired of prepaid credits -> Postgres; grants that are used up for good are closed
     reconcile   counters against rows: says where they differ, repairs nothing
 
     context     what a job works with: its Postgres connection, Redis, the layout of keys

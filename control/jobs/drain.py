@@ -1,4 +1,5 @@
-"""Drain: events of the streams become rows of the ledger, once each, however often this is killed and run again.
+"""Drain: events of the streams become rows of the ledger, once each, however often this is killed and run again. A crossing
+of a threshold becomes an alert in the same way.
 
 A batch is read, written in one transaction, and only then removed from the streams. Killed before the commit, it left
 nothing; killed after it, the same entries are read again and change nothing, because the row of a request is found by
@@ -20,7 +21,7 @@ import structlog
 from control.jobs import ledger, stream
 from control.jobs.context import Context
 from control.jobs.stream import Entry
-from gateway.contract.usage_event import EventError, RefusalCount, UsageEvent, decode
+from gateway.contract.usage_event import AlertCrossing, Event, EventError, RefusalCount, UsageEvent, decode
 
 BATCH_MAX: Final = 5_000
 PAYLOAD_KEPT_MAX: Final = 8_192
@@ -28,17 +29,18 @@ _EXACT_MAX: Final = 2**53  # Lua's numbers, and so Redis's counters, are exact b
 
 _log = structlog.get_logger(__name__)
 
-Decoded = tuple[Entry, UsageEvent | RefusalCount]
+Decoded = tuple[Entry, Event]
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What a run did: rows added, events that were rows already, and entries set aside."""
+    """What a run did: rows added, events that were rows already, entries set aside, and new alerts."""
 
     events: int = 0
     repeated: int = 0
     refusals: int = 0
     rejected: int = 0
+    alerts: int = 0
 
     def __add__(self, other: Drained) -> Drained:
         return Drained(
@@ -46,6 +48,7 @@ class Drained:
             self.repeated + other.repeated,
             self.refusals + other.refusals,
             self.rejected + other.rejected,
+            self.alerts + other.alerts,
         )
 
 
@@ -80,6 +83,7 @@ async def record(context: Context, statement: str, entries: Sequence[Entry]) -> 
     metrics.drained_events.inc(done.events)
     metrics.repeated_events.inc(done.repeated)
     metrics.rejected_events.inc(done.rejected)
+    metrics.alerts.inc(done.alerts)
     return done
 
 
@@ -99,17 +103,17 @@ async def _record(context: Context, statement: str, decoded: Sequence[Decoded]) 
     return first + await _record(context, statement, decoded[middle:])
 
 
-async def _insert(
-    postgres: asyncpg.Connection, statement: str, decoded: Sequence[UsageEvent | RefusalCount]
-) -> Drained:
+async def _insert(postgres: asyncpg.Connection, statement: str, decoded: Sequence[Event]) -> Drained:
     events = [event for event in decoded if isinstance(event, UsageEvent)]
     refusals = [event for event in decoded if isinstance(event, RefusalCount)]
+    crossings = [event for event in decoded if isinstance(event, AlertCrossing)]
     for attempts_left in (2, 1, 0):
         try:
             async with postgres.transaction():
                 added = await ledger.add_events(postgres, statement, events) if events else 0
                 refused = await ledger.add_refusals(postgres, refusals) if refusals else 0
-                return Drained(events=added, repeated=len(events) - added, refusals=refused)
+                alerts = await ledger.add_alerts(postgres, crossings) if crossings else 0
+                return Drained(added, len(events) - added, refused, alerts=alerts)
         except asyncpg.CheckViolationError:
             # The ledger has no checks but the bounds of its days: a day was made while this was on its way into the
             # default partition. The next attempt finds the day.
@@ -142,7 +146,7 @@ def _is_about_the_data(error: asyncpg.PostgresError | asyncpg.InterfaceError) ->
     return isinstance(error, ValueError)  # asyncpg could not encode a value: its DataError is both
 
 
-def _read(payload: bytes) -> UsageEvent | RefusalCount:
+def _read(payload: bytes) -> Event:
     """Raises EventError also for an amount that no script could have booked: in a sum it would spoil what comes after.
 
     JSON may spell the character NUL, which Postgres's text cannot hold; a request with one is still to be billed.
@@ -150,8 +154,10 @@ def _read(payload: bytes) -> UsageEvent | RefusalCount:
     event = decode(payload.replace(rb"\u0000", rb"\ufffd") if rb"\u0000" in payload else payload)
     if isinstance(event, UsageEvent):
         possible = -_EXACT_MAX < event.cost < _EXACT_MAX and event.bytes_in + event.bytes_out < _EXACT_MAX
-    else:
+    elif isinstance(event, RefusalCount):
         possible = 0 <= event.count < _EXACT_MAX
+    else:
+        possible = max(event.limit, event.spent, event.window_ms) < _EXACT_MAX
     if not possible:
         raise EventError("not an event: an amount is out of bounds")
     return event

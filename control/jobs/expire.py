@@ -98,13 +98,12 @@ async def _settle(context: Context, due: Sequence[tuple[bytes, Hold]], now_ms: i
         for (member, hold), name in zip(due, names, strict=True):
             shard = layout.shard_of(hold.organization_tag)
             pipe.evalsha(
-                scripts.SETTLE.sha, 5,
+                scripts.SETTLE.sha, 5, layout.holds(shard), layout.events(shard),
                 layout.key(hold.key_id), layout.account(hold.account_id), layout.organization(hold.organization_tag),
-                layout.holds(shard), layout.events(shard),
-                member, hold.amount, _event(hold, name, now_ms).encode(), "due",
+                "due", member, hold.amount, _event(hold, name, now_ms).encode(),
             )  # fmt: skip
         answers = await pipe.execute()
-    settled = sum(1 for answer in answers if answer == 1)
+    settled = sum(1 for answer in answers if answer == [1])
     context.metrics.expired_holds.inc(settled)
     if settled:
         _log.warning("holds_expired", count=settled)

@@ -1,4 +1,4 @@
-"""One batch of the drain in Postgres: rows, their sums by hour and window, and when each key was last used. SQL only.
+"""One batch of the drain in Postgres: rows, their sums by hour and window, alerts, and when each key was last used. SQL only.
 
 The sums are taken from the rows that the INSERT really made, in the same statement, so that a second delivery of an
 event changes nothing at all. Called by drain inside a transaction.
@@ -12,7 +12,9 @@ from typing import Final
 import asyncpg
 import orjson
 
-from gateway.contract.usage_event import RefusalCount, UsageEvent
+from control.domain.alerts import new_alert_id
+from gateway.contract.ids import OrganizationTag
+from gateway.contract.usage_event import AlertCrossing, RefusalCount, UsageEvent
 
 _STAGING: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS drained_events (
@@ -20,7 +22,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS drained_events (
     account_kind text, key text, route text, method text, path text, status bigint, outcome text, bytes_in bigint,
     bytes_out bigint, upstream_ms bigint, total_ms bigint, held bigint, cost bigint, key_window bigint,
     account_window bigint, organization_window bigint, units text, session text, computer text, trace text,
-    client_request_id text
+    client_request_id text, is_estimated boolean
 ) ON COMMIT DELETE ROWS
 """
 
@@ -30,12 +32,12 @@ WITH fresh AS (
     INSERT INTO usage_events
         (admitted_at, ended_at, key_window, account_window, organization_window, held, cost, bytes_in, bytes_out,
          upstream_ms, total_ms, status, request_id, organization, account, account_name, account_kind, key, route,
-         method, path, outcome, units, session, computer, trace, client_request_id)
+         method, path, outcome, units, session, computer, trace, client_request_id, is_estimated)
     SELECT timestamptz 'epoch' + admitted_at_ms * interval '1 millisecond',
            timestamptz 'epoch' + ended_at_ms * interval '1 millisecond',
            key_window, account_window, organization_window, held, cost, bytes_in, bytes_out, upstream_ms, total_ms,
            status::integer, request_id, organization, account, account_name, account_kind, key, route, method, path,
-           outcome, units::jsonb, session, computer, trace, client_request_id
+           outcome, units::jsonb, session, computer, trace, client_request_id, is_estimated
       FROM drained_events
     ON CONFLICT DO NOTHING
     RETURNING admitted_at, organization, account, key, route, cost, bytes_in, bytes_out,
@@ -74,18 +76,47 @@ _NO_KEYS: Final = "used AS (SELECT)"
 
 _REFUSALS: Final = """
 WITH fresh AS (
-    INSERT INTO refusals (id, minute, count, organization, account, key, route, reason)
+    INSERT INTO refusals (id, minute, count, organization, account, key, route, reason, level, observed)
     SELECT id, timestamptz 'epoch' + minute_ms * interval '1 millisecond', count, organization, account, key, route,
-           reason
-      FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
-        AS counted (id, minute_ms, count, organization, account, key, route, reason)
+           reason, level, observed
+      FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                  $9::text[], $10::boolean[])
+        AS counted (id, minute_ms, count, organization, account, key, route, reason, level, observed)
     ON CONFLICT DO NOTHING
-    RETURNING minute, count, organization, account, key, route
+    RETURNING minute, count, organization, account, key, route, observed
 ), hourly AS (
-    INSERT INTO usage_hourly AS u (organization, hour, account, key, route, refused)
-    SELECT organization, date_trunc('hour', minute, 'UTC'), account, key, route, sum(count)
+    INSERT INTO usage_hourly AS u (organization, hour, account, key, route, refused, observed)
+    SELECT organization, date_trunc('hour', minute, 'UTC'), account, key, route,
+           coalesce(sum(count) FILTER (WHERE NOT observed), 0), coalesce(sum(count) FILTER (WHERE observed), 0)
       FROM fresh GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
-    ON CONFLICT (organization, hour, account, key, route) DO UPDATE SET refused = u.refused + excluded.refused
+    ON CONFLICT (organization, hour, account, key, route) DO UPDATE
+       SET refused = u.refused + excluded.refused, observed = u.observed + excluded.observed
+)
+SELECT count(*) FROM fresh
+"""
+
+# Names and periods are copied, so that an alert still says what it said when its key was renamed or a period was changed.
+_ALERTS: Final = """
+WITH fresh AS (
+    INSERT INTO alerts
+        (id, organization, organization_name, level, entity, name, account, account_name, reset_period, billing_day,
+         window_ms, threshold, limit_microcredits, spent_microcredits, crossed_at)
+    SELECT c.id, c.organization, o.name, c.level, c.entity,
+           CASE c.level WHEN 'key' THEN k.name WHEN 'account' THEN a.name ELSE o.name END,
+           k.account, CASE WHEN c.level = 'key' THEN a.name END,
+           coalesce(CASE c.level WHEN 'key' THEN k.reset_period WHEN 'account' THEN a.reset_period
+                                 ELSE CASE WHEN o.billing = 'prepaid' THEN 'never' ELSE o.reset_period END END, 'never'),
+           coalesce(o.billing_day, 1), c.window_ms, c.threshold, c.spending_limit, c.spent,
+           timestamptz 'epoch' + c.at_ms * interval '1 millisecond'
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::smallint[], $7::bigint[], $8::bigint[],
+                  $9::bigint[])
+        AS c (id, organization, level, entity, window_ms, threshold, spending_limit, spent, at_ms)
+      LEFT JOIN organizations o ON o.tag = c.organization
+      LEFT JOIN keys k ON c.level = 'key' AND k.id = c.entity
+      LEFT JOIN accounts a ON a.id = CASE c.level WHEN 'key' THEN k.account WHEN 'account' THEN c.entity END
+     ORDER BY c.entity, c.window_ms, c.threshold, c.spending_limit, c.level
+    ON CONFLICT DO NOTHING
+    RETURNING id
 )
 SELECT count(*) FROM fresh
 """
@@ -117,12 +148,38 @@ async def add_refusals(postgres: asyncpg.Connection, refusals: Sequence[RefusalC
     """Add these to the refusals and the sums by hour; how many were not there before."""
     columns = zip(
         *(
-            (r.id, r.minute_ms, r.count, r.organization, r.account, r.key, r.route, r.reason)
+            (
+                r.id,
+                r.minute_ms,
+                r.count,
+                r.organization,
+                r.account,
+                r.key,
+                r.route,
+                r.reason,
+                r.level,
+                r.observed,
+            )
             for r in refusals
         ),
         strict=True,
     )
     return int(await postgres.fetchval(_REFUSALS, *columns))
+
+
+async def add_alerts(postgres: asyncpg.Connection, crossings: Sequence[AlertCrossing]) -> int:
+    """Make alerts of these crossings; how many were not there before. The job `alerts` tells of them."""
+    columns = zip(
+        *(
+            (
+                new_alert_id(OrganizationTag(c.organization)), c.organization, c.level, c.id, c.window_ms, c.threshold,
+                c.limit, c.spent, c.at_ms,
+            )
+            for c in crossings
+        ),
+        strict=True,
+    )  # fmt: skip
+    return int(await postgres.fetchval(_ALERTS, *columns))
 
 
 def _row(event: UsageEvent) -> tuple[object, ...]:
@@ -132,5 +189,5 @@ def _row(event: UsageEvent) -> tuple[object, ...]:
         event.account_name, event.account_kind, event.key, event.route, event.method, event.path, event.status,
         event.outcome, event.bytes_in, event.bytes_out, event.upstream_ms, event.total_ms, event.held, event.cost,
         *event.windows, orjson.dumps(event.units).decode() if event.units else "{}",
-        event.session, event.computer, event.trace, event.client_request_id,
+        event.session, event.computer, event.trace, event.client_request_id, event.is_estimated,
     )  # fmt: skip

@@ -27,6 +27,19 @@ class JobMetrics:
             "repeated_events", "Usage events drained again that were rows before"
         )
         self.rejected_events = self._counter("rejected_events", "Entries of a stream set aside: not events")
+        self.alerts = self._counter("alerts", "Crossings of a threshold that became alerts")
+        self.alert_deliveries = self._counter(
+            "alert_deliveries",
+            "Attempts to tell a destination of an alert, by what came of them",
+            "kind",
+            "result",
+        )
+        self.alert_deliveries_pending = self._gauge(
+            "alert_deliveries_pending", "Alerts that destinations are still to be told of"
+        )
+        self.alert_destinations_disabled = self._gauge(
+            "alert_destinations_disabled", "Destinations that were disabled because they did not take alerts"
+        )
         self.backlog_events = self._gauge("backlog_events", "Entries in the streams that wait to be drained")
         self.lag_seconds = self._gauge(
             "drain_lag_seconds", "Age of the oldest entry that waits to be drained"

@@ -2,7 +2,8 @@
 
 - The outbox: rules whose call died between its commit and Redis, or could not reach it.
 - `tk:meta` without an epoch (an empty Redis, a flushed one): every rule is written with what the ledger says was spent in
-  its current window, parents before children, and the epoch last. Until then gateways refuse everything.
+  its current window and what was lost by then, parents before children, and the epoch last. Until then gateways refuse
+  everything.
 - Another server than the one that was loaded (a restart, a fail-over): every rule is written again. Versions make that
   harmless, and what was lost on the way is put right. Which server was loaded is a field of `tk:meta`.
 """
@@ -20,7 +21,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from control.domain import outbox, rules, usage
+from control.domain import grants, outbox, rules, usage
 from control.domain.rules import Rules
 from control.jobs import drain
 from control.jobs.context import Context
@@ -153,14 +154,18 @@ async def _publish_changes(context: Context) -> tuple[int, int]:
 async def _with_counters(
     postgres: asyncpg.Connection, batch: Sequence[Rules], now_ms: int
 ) -> list[tuple[Rules, Start]]:
-    """Each with its window at `now_ms` and what the ledger says was spent in it."""
+    """Each with its window at `now_ms`, what the ledger says was spent in it, and what was lost of prepaid credits."""
     windows: list[tuple[Level, str, int]] = []
+    lost = await grants.lost_of(postgres, [item.tag for item in batch if isinstance(item, OrganizationRules)])
     for item in batch:
         budget = item.budget
         window = window_at(budget.period, now_ms, billing_day=budget.billing_day, since_ms=budget.since_ms)
         windows.append((*_level_and_id(item), window.start_ms))
     spent = await usage.spent_in(postgres, windows)
-    return [(item, (window[2], sum_)) for item, window, sum_ in zip(batch, windows, spent, strict=True)]
+    return [
+        (item, Start(window[2], sum_, lost.get(item.tag, 0) if isinstance(item, OrganizationRules) else 0))
+        for item, window, sum_ in zip(batch, windows, spent, strict=True)
+    ]
 
 
 def _level_and_id(item: Rules) -> tuple[Level, str]:

@@ -20,7 +20,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from control.jobs import drain, expire, partitions, publish, reconcile
+from control.jobs import alerts, drain, expire, grants, partitions, publish, reconcile
 from control.jobs.context import Context, connect_postgres
 from control.jobs.listener import Health, listening
 from control.jobs.metrics import JobMetrics
@@ -58,6 +58,8 @@ def jobs(settings: ControlSettings) -> list[Job]:
         Job("expire", 3, settings.expire_interval_s, _expire),
         Job("partitions", 4, settings.partitions_interval_s, _partitions, settings.partitions_interval_s),
         Job("reconcile", 5, settings.reconcile_interval_s, _reconcile, settings.reconcile_interval_s),
+        Job("grants", 6, settings.grants_interval_s, _grants),
+        Job("alerts", 7, settings.alerts_interval_s, _alerts(settings)),
     ]
 
 
@@ -78,8 +80,21 @@ async def _partitions(context: Context) -> bool:
     return bool(await partitions.run_once(context))
 
 
+async def _grants(context: Context) -> bool:
+    return await grants.run_once(context) != grants.Closed()
+
+
 async def _reconcile(context: Context) -> bool:
     return bool(await reconcile.run_once(context))
+
+
+def _alerts(settings: ControlSettings) -> Callable[[Context], Awaitable[bool]]:
+    post = alerts.Post.of(settings)
+
+    async def run_once(context: Context) -> bool:
+        return await alerts.run_once(context, post) != alerts.Told()
+
+    return run_once
 
 
 async def run(settings: ControlSettings, stopping: asyncio.Event | None = None) -> None:

@@ -1,7 +1,7 @@
 """Rule records as Redis hashes, and the packed form of a hold. Pure.
 
 Control writes `…Rules` with the publish script; the gateway reads back an `Identity`, the facts that never change.
-Counter fields (`window`, `window_end`, `spent`, `held`) belong to the scripts and appear here only for reading.
+Counter fields (`window`, `spent`, `held` and those beside them) belong to the scripts and appear here only for reading.
 """
 
 from __future__ import annotations
@@ -18,48 +18,78 @@ from gateway.contract.token import Digest
 OrganizationStatus = Literal["active", "inactive", "deleted"]
 AccountStatus = Literal["active", "inactive", "deleted"]
 KeyStatus = Literal["active", "disabled", "revoked"]
+Enforcement = Literal["enforce", "observe"]
 
 Field = str | int | bytes
+
+
+ALERTS_DEFAULT: Final = (80, 100)
+"""Percent of a limit at which somebody is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """A limit (None = unlimited, 0 = blocks) and how often it starts afresh.
 
-    `since_ms` is when the period was last set: no window starts before it.
+    `since_ms` is when the period was last set: no window starts before it. A level that only observes refuses nothing, and
+    counts what it would have refused. `alerts` are whole percents of the limit, ascending.
     """
 
     limit: Microcredits | None = None
     period: Period = "never"
     billing_day: int = 1
     since_ms: int = 0
+    enforcement: Enforcement = "enforce"
+    alerts: tuple[int, ...] = ALERTS_DEFAULT
 
     def fields(self) -> list[Field]:
         limit: Field = "" if self.limit is None else self.limit
-        return [
-            "limit",
-            limit,
-            "period",
-            self.period,
-            "billing_day",
-            self.billing_day,
-            "since",
-            self.since_ms,
-        ]
+        fields: list[Field] = ["limit", limit, "period", self.period, "billing_day", self.billing_day]
+        fields += ["since", self.since_ms, "enforcement", self.enforcement]
+        fields += ["alerts", ",".join(map(str, self.alerts))]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast requests may come: so many a minute, `burst` of them at once (None: a whole minute's), and so many at the same
+    time (0 blocks). None = no bound."""
+
+    per_minute: int | None = None
+    burst: int | None = None
+    in_flight: int | None = None
+
+    def fields(self) -> list[Field]:
+        burst = self.per_minute if self.burst is None else self.burst
+        values = (("rpm", self.per_minute), ("burst", burst), ("in_flight_max", self.in_flight))
+        fields: list[Field] = []
+        for name, value in values:
+            fields += [name, "" if value is None else value]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A part of a prepaid organization's credits that expires: where it ends on the line of all credits ever granted."""
+
+    expires_at_ms: int
+    end: Microcredits
 
 
 @dataclass(frozen=True, slots=True)
 class OrganizationRules:
-    """What Redis holds of an organization."""
+    """What Redis holds of an organization. `grants` are those that will expire, soonest first."""
 
     tag: OrganizationTag
     name: str
     version: int
     status: OrganizationStatus
     budget: Budget
+    grants: tuple[Grant, ...] = ()
 
     def fields(self) -> list[Field]:
-        return ["status", self.status, "name", self.name, *self.budget.fields()]
+        grants = ",".join(f"{grant.expires_at_ms}:{grant.end}" for grant in self.grants)
+        return ["status", self.status, "name", self.name, *self.budget.fields(), "grants", grants]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +102,11 @@ class AccountRules:
     version: int
     status: AccountStatus
     budget: Budget
+    pace: Pace = Pace()
 
     def fields(self) -> list[Field]:
-        return ["status", self.status, "name", self.name, "kind", self.kind, *self.budget.fields()]
+        own: list[Field] = ["status", self.status, "name", self.name, "kind", self.kind]
+        return [*own, *self.budget.fields(), *self.pace.fields()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +125,10 @@ class KeyRules:
     organization_tag: OrganizationTag
     organization_name: str
     digest: Digest | None = None
+    pace: Pace = Pace()
 
     def fields(self) -> list[Field]:
-        fields: list[Field] = ["status", self.status, *self.budget.fields()]
+        fields: list[Field] = ["status", self.status, *self.budget.fields(), *self.pace.fields()]
         fields += ["expires_at", self.expires_at_ms or 0, "hash", self.token_hash]
         fields += [
             "account",
@@ -159,24 +192,39 @@ def read_key_facts(key_id: KeyId, values: Sequence[bytes | None]) -> KeyFacts | 
     return KeyFacts(identity, digest, token_hash.decode())
 
 
-COUNTER_FIELDS: Final = ("window", "window_end", "spent", "held")
+COUNTER_FIELDS: Final = (
+    "window", "window_end", "spent", "held", "in_flight", "tat", "observed", "lost", "alerted",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Live counters of one level, as the scripts left them. They speak of `window_ms`, which may have ended since."""
+    """Live counters of one level, as the scripts left them. They speak of `window_ms`, which may have ended since; all but
+    `in_flight`, `tat_us` and `lost`, which know no windows."""
 
     window_ms: int
     spent: Microcredits
     held: Microcredits
+    in_flight: int = 0
+    tat_us: int = 0
+    """When the next request would be due if they came evenly, in microseconds since 1970."""
+    observed: int = 0
+    """Requests that the level would have refused, did it not only observe."""
+    lost: Microcredits = Microcredits(0)
+    """Credits of grants that expired unused."""
+    alerted: int = 0
+    """The percent of the limit up to which somebody was told."""
 
 
 def read_counters(values: Sequence[bytes | None]) -> Counters | None:
     """The answer to HMGET COUNTER_FIELDS; None if there is no such record."""
-    window, _, spent, held = values
+    window, _, spent, held, in_flight, tat, observed, lost, alerted = values
     if window is None:
         return None
-    return Counters(int(window), Microcredits(int(spent or 0)), Microcredits(int(held or 0)))
+    return Counters(
+        int(window), Microcredits(int(spent or 0)), Microcredits(int(held or 0)), int(in_flight or 0), int(tat or 0),
+        int(observed or 0), Microcredits(int(lost or 0)), int(alerted or 0),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Usage events: what the gateway (or the expire job) appends to a shard's stream, and drain turns into ledger rows. Pure.
 
-Two kinds travel in one stream. A `UsageEvent` is written by settle, exactly one for each admitted request. A
+Three kinds travel in one stream. A `UsageEvent` is written by settle, exactly one for each admitted request. A
 `RefusalCount` says how often one key was refused for one reason on one route in one minute; a flood of refused requests
-is a number, not a flood of rows. Fields are only ever added; a reader ignores what it does not know and has a default
+is a number, not a flood of rows. An `AlertCrossing` is written by settle, once, when what a level has spent reaches one of
+its thresholds. Fields are only ever added; a reader ignores what it does not know and has a default
 for what is missing.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, Final, Literal, cast
 
 import orjson
 
-from gateway.contract.ids import AccountKind
+from gateway.contract.ids import LEVELS, AccountKind, Level
 
 Outcome = Literal["completed", "client_gone", "upstream_failed", "cut", "expired"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("completed", "client_gone", "upstream_failed", "cut", "expired")
@@ -55,6 +56,9 @@ class UsageEvent:
     windows: tuple[int, int, int] = (0, 0, 0)
     """Start of the window at key, account and organization in which the hold was placed, ms."""
     units: dict[str, int] = field(default_factory=dict)
+    """What was metered, by unit."""
+    is_estimated: bool = False
+    """The upstream did not report its usage: the larger of what was measured and what was estimated is charged."""
     session: str | None = None
     computer: str | None = None
     trace: str | None = None
@@ -80,21 +84,53 @@ class RefusalCount:
     route: str
     reason: str
     count: int
+    level: str = ""
+    """Whose limit it was: key, account or organization; "" if it was none's."""
+    observed: bool = False
+    """The level only observes: it would have refused these requests, and they were let through."""
 
     def encode(self) -> bytes:
         return orjson.dumps({"kind": "refused", **asdict(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertCrossing:
+    """What a level has spent in a window has reached a threshold, in percent of its limit. Money in microcredits."""
+
+    organization: str
+    """The organization's tag."""
+    level: Level
+    id: str
+    """Key id, account id or organization tag, by `level`."""
+    window_ms: int
+    threshold: int
+    limit: int
+    spent: int
+    at_ms: int
+
+    def encode(self) -> bytes:
+        """As settle writes it."""
+        fields = {"kind": "alert", **asdict(self), "window": self.window_ms}
+        del fields["window_ms"]
+        return orjson.dumps(fields)
+
+
+Event = UsageEvent | RefusalCount | AlertCrossing
 
 
 class EventError(ValueError):
     """An entry of the stream that is not an event; the message names what is wrong, never the contents."""
 
 
-def decode(data: bytes) -> UsageEvent | RefusalCount:
+def decode(data: bytes) -> Event:
     """Read one entry of the stream. Raises EventError if it lacks what every event has."""
     try:
         fields = cast(Mapping[str, Any], orjson.loads(data))
-        if fields.get("kind") == "refused":
+        kind = fields.get("kind")
+        if kind == "refused":
             return _refusal_count(fields)
+        if kind == "alert":
+            return _alert_crossing(fields)
         return _usage_event(fields)
     except KeyError as error:
         raise EventError(f"not an event: {error} is missing") from None
@@ -111,6 +147,12 @@ def _text(value: object) -> str:
 
 def _optional_text(value: object) -> str | None:
     return None if value is None else _text(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("not true or false")
+    return value
 
 
 def _whole(value: Any) -> int:
@@ -145,6 +187,7 @@ def _usage_event(fields: Mapping[str, Any]) -> UsageEvent:
         cost=_whole(fields["cost"]),
         windows=(_whole(windows[0]), _whole(windows[1]), _whole(windows[2])),
         units={_text(unit): _whole(count) for unit, count in (get("units") or {}).items()},
+        is_estimated=_flag(get("is_estimated", False)),
         session=_optional_text(get("session")),
         computer=_optional_text(get("computer")),
         trace=_optional_text(get("trace")),
@@ -162,4 +205,22 @@ def _refusal_count(fields: Mapping[str, Any]) -> RefusalCount:
         route=_text(fields["route"]),
         reason=_text(fields["reason"]),
         count=_whole(fields["count"]),
+        level=_text(fields.get("level", "")),
+        observed=_flag(fields.get("observed", False)),
+    )
+
+
+def _alert_crossing(fields: Mapping[str, Any]) -> AlertCrossing:
+    level = _text(fields["level"])
+    if level not in LEVELS:
+        raise ValueError("not a level")
+    return AlertCrossing(
+        organization=_text(fields["organization"]),
+        level=level,
+        id=_text(fields["id"]),
+        window_ms=_whole(fields["window"]),
+        threshold=_whole(fields["threshold"]),
+        limit=_whole(fields["limit"]),
+        spent=_whole(fields["spent"]),
+        at_ms=_whole(fields["at_ms"]),
     )

@@ -19,6 +19,7 @@ from gateway.http1.head import HeadError, RequestHead, find_head_end, reject_ear
 from gateway.http1.reading import read_request
 from gateway.http1.target import Target
 from gateway.ledger import Caller
+from gateway.own_endpoints import KEY_PATH, KeyQuestion
 from gateway.proxy import REPEATED_HEAD_MAX, LastHead
 from gateway.refusals import Reason, Refusal
 from gateway.routing import Route
@@ -30,18 +31,16 @@ PIPELINED_BYTES_MAX: Final = 65_536
 
 _HEAD_EVENTS: Final = {414: "target_too_long", 431: "head_too_large"}
 
-OWN_PREFIX: Final = b"/-/"
-"""The gateway's own paths: never forwarded."""
-
 
 class ClientConnection(ClientEnd):
     """See the module's docstring."""
 
-    __slots__ = ("_last", "_served")
+    __slots__ = ("_last", "_own_prefix", "_served")
 
     def __init__(self, proxy: Proxy, peer: str | None = None) -> None:
         super().__init__(proxy, peer)
         self._last: LastHead | None = None
+        self._own_prefix = proxy.settings.own_prefix.encode()
         self._served = 0
 
     # -- asyncio.Protocol
@@ -156,7 +155,10 @@ class ClientConnection(ClientEnd):
         if not head.keep_alive:
             self._closes = True
         if route is None:
-            self._refuse_unrouted(head, rest)
+            if target.path == self._own_prefix + KEY_PATH:
+                self._begin_own(KeyQuestion(self._proxy, self, head), rest)
+            else:
+                self._refuse_unrouted(head, rest)
             return
         why = self._why_not(head, route)
         if why is not None:
@@ -169,16 +171,20 @@ class ClientConnection(ClientEnd):
             self._last = LastHead(raw, head, target, lane, exchange.digest)
 
     def _route(self, head: RequestHead, target: Target) -> Route | None:
-        """The route for a request, which decides in what form its path is carried. Raises HeadError."""
+        """The route for a request, which decides in what form its path is carried; None under the gateway's own prefix, too.
+        Raises HeadError."""
         route = self._proxy.routes.match(head.method, head.host, target.path)
         if target.objection is not None and (route is None or not route.raw_path):
             raise HeadError(400, target.objection)
-        if route is None or target.path.startswith(OWN_PREFIX):
+        if route is None or target.path.startswith(self._own_prefix):
             return None
         if target.raw and route.raw_path:
             target.take_raw(route.path.rstrip(b"/"))
-            if self._proxy.routes.match(head.method, head.host, target.decoded()) is not route:
+            read_otherwise = target.decoded()
+            if self._proxy.routes.match(head.method, head.host, read_otherwise) is not route:
                 raise HeadError(400, "The path can be read as another route's.")
+            if read_otherwise.startswith(self._own_prefix):
+                raise HeadError(400, "The path can be read as one of the gateway's own.")
         return route
 
     def _why_not(self, head: RequestHead, route: Route) -> Refusal | None:
@@ -192,6 +198,21 @@ class ClientConnection(ClientEnd):
         return None
 
     def _begin(self, exchange: Exchange, rest: Data, caller: Caller | None, digest: bytes) -> None:
+        self._take_up(exchange, rest)
+        if caller is None:
+            exchange.begin()
+        else:
+            exchange.begin_as(caller, digest)
+        if rest and self._body is not None:
+            self._read_body(rest)
+
+    def _begin_own(self, question: KeyQuestion, rest: Data) -> None:
+        self._take_up(question, rest)
+        question.begin()
+        if rest and self._body is not None:
+            self._read_body(rest)
+
+    def _take_up(self, exchange: Exchange | KeyQuestion, rest: Data) -> None:
         self._exchange = exchange
         self._served += 1
         head = exchange.head
@@ -203,12 +224,6 @@ class ClientConnection(ClientEnd):
             self._kept = bytes(rest)
         else:
             self._body, self._discarded, self.trailers = body_reader(head.length), 0, b""
-        if caller is None:
-            exchange.begin()
-        else:
-            exchange.begin_as(caller, digest)
-        if rest and self._body is not None:
-            self._read_body(rest)
 
     def _refuse_head(self, error: HeadError) -> None:
         self._proxy.metrics.events[_HEAD_EVENTS.get(error.status, "bad_head")] += 1
@@ -266,7 +281,7 @@ class ClientConnection(ClientEnd):
         if body.done and self._body is body:
             self._end_body(body.rest)
 
-    def _take_body(self, exchange: Exchange | None, data: Data) -> None:
+    def _take_body(self, exchange: Exchange | KeyQuestion | None, data: Data) -> None:
         self._discarded += len(data)
         if exchange is None:
             if self._discarded > DISCARD_BYTES_MAX:

@@ -10,12 +10,13 @@ from gateway.http1.body import BodyReader, TunnelReader
 from gateway.http1.connection_end import ConnectionEnd
 from gateway.http1.forwarding import Hop, client_address, forwarded_fields
 from gateway.http1.head import RequestHead
-from gateway.http1.own_answer import refusal_answer
+from gateway.http1.own_answer import own_answer, refusal_answer
 from gateway.refusals import Reason, Refusal
 from gateway.routing import Dialect
 
 if TYPE_CHECKING:
     from gateway.exchange import Exchange
+    from gateway.own_endpoints import KeyQuestion
     from gateway.proxy import Proxy
 
 DISCARD_BYTES_MAX: Final = 262_144
@@ -44,7 +45,7 @@ class ClientEnd(ConnectionEnd):
     def __init__(self, proxy: Proxy, peer: str | None = None) -> None:
         super().__init__()
         self._proxy = proxy
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | KeyQuestion | None = None
         self._body: BodyReader | None = None
         self._kept = b""
         self._scanned = 0
@@ -144,14 +145,27 @@ class ClientEnd(ConnectionEnd):
 
     def answer_refusal(self, refusal: Refusal, dialect: Dialect, request_id: bytes) -> None:
         """Write a refusal in place of an answer, and end the exchange."""
+        self._leave_body(is_lost=refusal.reason in _BODY_IS_LOST)
+        self._write_refusal(refusal, dialect, request_id)
+        self.on_exchange_end()
+
+    def answer_own(self, content: bytes, request_id: bytes) -> None:
+        """Write what was asked of the gateway itself, JSON, as the answer, and end the exchange."""
+        exchange = self._exchange
+        assert exchange is not None
+        self._leave_body(is_lost=False)
+        has_body = exchange.head.method != b"HEAD"
+        self.write(own_answer(content, request_id, self.connection_field(), has_body=has_body))
+        self.on_exchange_end()
+
+    def _leave_body(self, *, is_lost: bool) -> None:
+        """An answer comes before the request's body is whole: a small rest is thrown away, else the connection ends."""
         exchange = self._exchange
         if self._body is not None and exchange is not None:
             head = exchange.head
             is_small = 0 <= head.length <= DISCARD_BYTES_MAX
-            if head.expects_continue or not is_small or refusal.reason in _BODY_IS_LOST:
+            if head.expects_continue or not is_small or is_lost:
                 self._closes = True
-        self._write_refusal(refusal, dialect, request_id)
-        self.on_exchange_end()
 
     def break_off(self) -> None:
         """End an answer in the middle: what was written is still sent, and the missing end says that it is broken. Where the
@@ -162,6 +176,12 @@ class ClientEnd(ConnectionEnd):
             self.reset()
         elif self._transport is not None:
             self._close_in_order(LINGER_S)
+
+    def end_tunnel(self) -> None:
+        """End a tunnel whose last word is written: what still comes from the client is read and thrown away for a moment."""
+        self._exchange, self._closes = None, True
+        if self._transport is not None:
+            self._linger()
 
     def _close_in_order(self, patience_s: float) -> None:
         """Close once everything is sent. Over TLS nobody can see how much is not, below TLS: there it gets the time of a reader

@@ -182,3 +182,13 @@ class FieldLines(dict[bytes, Field]):
 
 request_lines: Final = FieldLines(_REQUEST_KINDS)
 answer_lines: Final = FieldLines(_RESPONSE_KINDS)
+
+
+_EVENT_STREAM: Final = re.compile(rb"\r\ncontent-type:[ \t]*text/event-stream[ \t]*[;\r]", re.IGNORECASE)
+_CODED: Final = re.compile(rb"\r\ncontent-encoding:", re.IGNORECASE)
+
+
+def is_plain_event_stream(lines: bytes) -> bool:
+    """Whether an answer with these lines is Server-Sent Events that are not compressed: text to which more can be added."""
+    block = b"\r\n" + lines
+    return _EVENT_STREAM.search(block) is not None and _CODED.search(block) is None

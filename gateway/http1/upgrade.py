@@ -36,7 +36,7 @@ def wanted_upgrade(head: RequestHead) -> bytes:
     if any(_PROTOCOL.fullmatch(protocol) is None for protocol in offered):
         return b""
     kept = [protocol for protocol in offered if not protocol.lower().startswith(_NEVER)]
-    if any(_is_websocket(protocol) for protocol in kept) and _websocket_key(head.fields) is None:
+    if any(is_websocket(protocol) for protocol in kept) and _websocket_key(head.fields) is None:
         return b""
     return b", ".join(kept)
 
@@ -48,7 +48,7 @@ def is_granted(head: RequestHead, offered: bytes, answer: ResponseHead) -> bool:
         return False
     if not protocol or protocol not in offered.lower().split(b", "):
         return False
-    if not _is_websocket(protocol):
+    if not is_websocket(protocol):
         return True
     key = _websocket_key(head.fields)
     accepts = _values(answer.fields.splitlines(keepends=True), b"sec-websocket-accept")
@@ -60,7 +60,8 @@ def websocket_accept(key: bytes) -> bytes:
     return base64.b64encode(hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
 
 
-def _is_websocket(protocol: bytes) -> bool:
+def is_websocket(protocol: bytes) -> bool:
+    """Whether a protocol in Upgrade is WebSocket, of any version."""
     return protocol.partition(b"/")[0].lower() == _WEBSOCKET
 
 

@@ -10,7 +10,7 @@ from gateway.contract import records, scripts
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.money import AMOUNT_MAX, Microcredits
 from gateway.contract.records import Budget, Hold
-from tests.contract.desk import Answer, Desk, key_rules, rules_of, with_status, workload
+from tests.contract.desk import Answer, Desk, Request, key_rules, rules_of, with_status, workload
 
 NOW_MS = 1_710_504_000_000  # where the `clocked` desk stands: 2024-03-15 12:00 UTC
 DAY_MS = 86_400_000
@@ -238,7 +238,9 @@ def test_counters_are_read_back_by_the_codec_as_the_scripts_wrote_them(clocked: 
     clocked.settle(BUILDER, clocked.admitted(BUILDER, 5), 7)
     clocked.admitted(BUILDER, 3, request="r2")
     stored: Any = clocked.client.hmget(clocked.layout.account(BUILDER.account), list(records.COUNTER_FIELDS))
-    assert records.read_counters(stored) == records.Counters(MIDNIGHT_MS, Microcredits(7), Microcredits(3))
+    assert records.read_counters(stored) == records.Counters(
+        MIDNIGHT_MS, Microcredits(7), Microcredits(3), in_flight=1
+    )
 
 
 def test_key_facts_are_read_back_by_the_codec_as_publish_wrote_them(clocked: Desk) -> None:
@@ -274,7 +276,7 @@ def test_every_key_of_one_call_lies_in_one_slot_of_a_cluster(clocked: Desk) -> N
     called: list[list[str]] = []
     run = clocked.run
 
-    def watched(name: str, keys: Any, *arguments: Any) -> Answer:
+    def watched(name: str, keys: Any, *arguments: Any) -> Any:
         called.append([name, *keys])
         return run(name, keys, *arguments)
 
@@ -310,11 +312,9 @@ def test_a_single_microcredit_is_held_in_a_window_that_is_already_open(clocked: 
 def test_an_admission_that_nobody_waits_for_any_more_leaves_no_hold(clocked: Desk) -> None:
     clocked.publish_all(BUILDER)
     before = clocked.everything()
-    head = f"r1|{BUILDER.key}|{BUILDER.account}|{BUILDER.tag}|models"
-    keys = (*BUILDER.records(clocked.layout), clocked.holds(BUILDER))
 
-    def admit(wanted_until_ms: int) -> object:
-        return clocked.run("admit", keys, BUILDER.digest, 5, 1_000, head, wanted_until_ms)
+    def admit(wanted_until_ms: int) -> Answer:
+        return clocked.admit_many([Request(BUILDER, 5)], ttl_ms=1_000, until_ms=wanted_until_ms)[0]
 
     assert admit(NOW_MS - 1) == ["late"]
     assert clocked.everything() == before

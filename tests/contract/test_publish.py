@@ -187,8 +187,8 @@ def test_adoption_does_not_revive_a_revoked_key(clocked: Desk) -> None:
 
 
 def test_a_change_without_counters_writes_only_a_record_that_exists(clocked: Desk) -> None:
-    assert clocked.publish(rules_of("account", BUILDER), window="", spent="") == -1
+    assert clocked.publish(rules_of("account", BUILDER), window="", spent="", lost="") == -1
     assert stored(clocked, "account") == {}
     clocked.publish(rules_of("account", BUILDER), window=MIDNIGHT_MS, spent=7)
-    assert clocked.publish(rules_of("account", BUILDER, version=2), window="", spent="") == 1
+    assert clocked.publish(rules_of("account", BUILDER, version=2), window="", spent="", lost="") == 1
     assert clocked.counters(BUILDER, "account") == (7, 0)

@@ -13,7 +13,18 @@ from gateway.contract import scripts
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.money import Microcredits
 from gateway.contract.records import Budget
-from tests.contract.desk import TTL_MS, Desk, Workload, key_rules, workload
+from tests.contract.desk import (
+    TTL_MS,
+    Desk,
+    Request,
+    Settlement,
+    Workload,
+    admit_arguments,
+    key_rules,
+    publish_arguments,
+    settle_arguments,
+    workload,
+)
 
 CLIENTS = 50
 ONE_CREDIT = Microcredits(1_000_000)
@@ -51,12 +62,13 @@ async def race(clients: Sequence[redis.asyncio.Redis], calls: int, call: Call) -
 
 
 def admit(desk: Desk, of: Workload, request: str, amount: int) -> tuple[Any, ...]:
-    head = f"{request}|{of.key}|{of.account}|{of.tag}|models"
-    return (4, *of.records(desk.layout), desk.holds(of), of.digest, amount, TTL_MS, head)
+    keys, *arguments = admit_arguments(desk.layout, [Request(of, amount, request)])
+    return (len(keys), *keys, *arguments)
 
 
-def settle(desk: Desk, of: Workload, hold: str, cost: int, due: str = "") -> tuple[Any, ...]:
-    return (5, *of.records(desk.layout), desk.holds(of), desk.events_key(of), hold, cost, "{}", due)
+def settle(desk: Desk, of: Workload, hold: str, cost: int, *, due: bool = False) -> tuple[Any, ...]:
+    keys, *arguments = settle_arguments(desk.layout, [Settlement(of, hold, cost)], due=due)
+    return (len(keys), *keys, *arguments)
 
 
 @pytest.fixture
@@ -76,7 +88,8 @@ async def test_fifty_clients_racing_for_one_credit_in_tenths_get_exactly_ten(
 
     async def one(client: redis.asyncio.Redis, number: int) -> Any:
         of = workloads[number % len(workloads)]
-        return await client.evalsha(scripts.ADMIT.sha, *admit(loaded, of, f"r{number}", TENTH))
+        (answer,) = await client.evalsha(scripts.ADMIT.sha, *admit(loaded, of, f"r{number}", TENTH))
+        return answer
 
     async with crowd(redis_url) as clients:
         answers = await race(clients, 200, one)
@@ -94,8 +107,9 @@ async def test_of_fifty_who_settle_one_hold_one_does(loaded: Desk, redis_url: st
     hold = loaded.admitted(of, 40, ttl_ms=0)
 
     async def one(client: redis.asyncio.Redis, number: int) -> Any:
-        due = "due" if number % 2 else ""
-        return await client.evalsha(scripts.SETTLE.sha, *settle(loaded, of, hold, 30, due))
+        due = bool(number % 2)
+        (answer,) = await client.evalsha(scripts.SETTLE.sha, *settle(loaded, of, hold, 30, due=due))
+        return answer
 
     async with crowd(redis_url) as clients:
         answers = await race(clients, CLIENTS, one)
@@ -114,14 +128,14 @@ async def test_admits_top_ups_and_settlements_of_a_crowd_never_pass_the_limit(
 
     async def whole_request(client: redis.asyncio.Redis, number: int) -> int:
         of = workloads[number % len(workloads)]
-        hold = await client.evalsha(scripts.ADMIT.sha, *admit(loaded, of, f"r{number}", TENTH))
+        (hold,) = await client.evalsha(scripts.ADMIT.sha, *admit(loaded, of, f"r{number}", TENTH))
         if not isinstance(hold, bytes):
             return 0
         keys = (*of.records(loaded.layout), loaded.holds(of))
         grown = await client.evalsha(scripts.EXTEND.sha, 4, *keys, hold, TENTH, TTL_MS)
         text = (grown if isinstance(grown, bytes) else hold).decode()
         cost = int(text.split("|")[5])
-        assert await client.evalsha(scripts.SETTLE.sha, *settle(loaded, of, text, cost)) == 1
+        assert await client.evalsha(scripts.SETTLE.sha, *settle(loaded, of, text, cost)) == [1]
         return cost
 
     async with crowd(redis_url) as clients:
@@ -144,11 +158,12 @@ async def test_once_a_revocation_is_answered_nobody_of_a_crowd_is_admitted(
 
     async def one(client: redis.asyncio.Redis, number: int) -> Any:
         sent_after = revoked.is_set()
-        answer = await client.evalsha(scripts.ADMIT.sha, *admit(loaded, of, f"r{number}", 1))
+        (answer,) = await client.evalsha(scripts.ADMIT.sha, *admit(loaded, of, f"r{number}", 1))
         if sent_after:
             late.append(isinstance(answer, bytes))
         if number == 500:
-            await client.evalsha(scripts.PUBLISH.sha, 1, loaded.layout.key(of.key), 2, 0, 0, *rules.fields())
+            arguments = publish_arguments(rules, 0, 0, 0)
+            await client.evalsha(scripts.PUBLISH.sha, 1, loaded.layout.key(of.key), *arguments)
             revoked.set()
         return answer
 

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from control.domain import outbox, rules
-from control.publishing import Publisher, RedisUnavailable
+from control.publishing import Publisher, RedisUnavailable, Start
 from gateway.contract.ids import AccountId, KeyId, OrganizationTag
 from gateway.contract.layout import META, Layout
 from gateway.contract.money import Microcredits
@@ -44,16 +44,16 @@ async def test_older_rules_never_overwrite_newer_ones(publisher: Publisher, redi
 async def test_counters_are_set_with_a_new_record_and_left_alone_on_a_live_one(
     publisher: Publisher, redis_client: Redis
 ) -> None:
-    await publisher.publish(ACME, window_ms=7, spent=3)
+    await publisher.publish(ACME, window_ms=7, spent=3, lost=2)
     await publisher.publish(replace(ACME, version=6), window_ms=0, spent=0)
 
-    assert await redis_client.hmget(RECORD, ["window", "spent", "held"]) == [b"7", b"3", b"0"]
+    assert await redis_client.hmget(RECORD, ["window", "spent", "held", "lost"]) == [b"7", b"3", b"0", b"2"]
 
 
 async def test_many_are_published_in_few_round_trips_even_if_redis_forgot_the_script(
     publisher: Publisher, redis_client: Redis
 ) -> None:
-    items = [(replace(ACME, tag=OrganizationTag(f"{number:06d}")), (0, 0)) for number in range(2_500)]
+    items = [(replace(ACME, tag=OrganizationTag(f"{number:06d}")), Start()) for number in range(2_500)]
     await redis_client.script_flush()
 
     assert await publisher.publish_many(items) == [True] * 2_500

@@ -262,7 +262,7 @@ async def test_without_a_token_a_client_is_told_both_ways_to_give_one(port: int)
 async def test_what_no_route_serves_is_404_and_says_so_in_json(installation: Installation, port: int) -> None:
     workload = await installation.workload()
     async with wire(port) as client:
-        for target in ("/", "/fre", "/-/key", "/free/../nowhere", "/FREE/"):
+        for target in ("/", "/fre", "/-/", "/-/nothing", "/free/../nowhere", "/FREE/"):
             client.send(request(workload, target))
             answer = await client.answer()
             assert (answer.status, json.loads(answer.body)["code"]) == (404, "no_such_route"), target

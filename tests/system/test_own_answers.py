@@ -126,7 +126,7 @@ MALFORMED: dict[str, tuple[bytes, int]] = {
     "no host": (b"GET /plain/ HTTP/1.1\r\n\r\n", 400),
     "no path": (b"GET /plain/%00<script> HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "nowhere": (b"GET /nowhere/%3Cscript%3E HTTP/1.1\r\nHost: a\r\n\r\n", 404),
-    "the gateway's own": (b"GET /-/key HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+    "the gateway's own": (b"GET /-/nothing HTTP/1.1\r\nHost: a\r\n\r\n", 404),
     "too long a target": (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: <\r\n\r\n", 414),
     "expectations": (b"PUT /plain/ HTTP/1.1\r\nHost: a\r\nExpect: <b>\r\nContent-Length: 1\r\n\r\n", 417),
     "too long a head": (b"GET /plain/ HTTP/1.1\r\nHost: a\r\nX: " + b"<" * 40_000 + b"\r\n\r\n", 431),

@@ -27,9 +27,9 @@ def _load(name: str, *parts: str) -> Script:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ADMIT: Final = _load("admit", "window")
+ADMIT: Final = _load("admit", "window", "grants")
 SETTLE: Final = _load("settle")
-EXTEND: Final = _load("extend", "window")
+EXTEND: Final = _load("extend", "window", "grants")
 PUBLISH: Final = _load("publish")
 ADOPT: Final = _load("adopt")
 ALL: Final[tuple[Script, ...]] = (ADMIT, SETTLE, EXTEND, PUBLISH, ADOPT)

@@ -6,6 +6,7 @@
 --   {'gone'}                                             no such hold: it expired, or was settled
 --   {'missing', level}, {'status', level, status}, {'expired', expires_at}   the request is to be cut
 --   {'budget', level, limit, spent, held, resets_at}     no room for the added amount; the deadline is not pushed
+-- A level that only observes always has room.
 --
 -- Why it is right: the hold is replaced inside one atomic step, so at any time exactly one form of it is in the set and
 -- settlement stays exactly-once. The added amount is held only at levels still in the hold's own window; at a level that
@@ -25,7 +26,8 @@ local own_window = {windows:match('(%d+)|(%d+)|(%d+)')}
 local names = {'key', 'account', 'organization'}
 local levels = {}
 for index, name in ipairs(names) do
-  local level = redis.call('HMGET', KEYS[index], 'status', 'limit', 'window', 'window_end', 'spent', 'held', 'expires_at')
+  local level = redis.call('HMGET', KEYS[index], 'status', 'limit', 'window', 'window_end', 'spent', 'held', 'expires_at',
+                           'enforcement', 'grants', 'lost')
   if not level[1] then return {'missing', name} end
   if level[1] ~= 'active' then return {'status', name, level[1]} end
   levels[index] = level
@@ -36,20 +38,29 @@ if expires_at > 0 and now >= expires_at then return {'expired', expires_at} end
 if added > 0 then
   for index, name in ipairs(names) do
     local level = levels[index]
-    local window_end, spent, held = tonumber(level[4] or 0), tonumber(level[5] or 0), tonumber(level[6] or 0)
-    if level[2] and level[2] ~= '' then
+    local limit, window_end = tonumber(level[2]), tonumber(level[4] or 0)
+    local spent, held, lost = tonumber(level[5] or 0), tonumber(level[6] or 0), tonumber(level[10] or 0)
+    if limit and level[8] ~= 'observe' then
+      local is_current = true
       if now >= window_end then
         local rule = redis.call('HMGET', KEYS[index], 'period', 'billing_day', 'since')
         local start, finish = window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
-        if start > tonumber(level[3] or 0) then spent, held = 0, 0 end
+        is_current = start <= tonumber(level[3] or 0)
+        if not is_current then spent, held, lost = 0, 0, 0 end
         window_end = finish
       end
-      if spent + held + added > tonumber(level[2]) then
-        return {'budget', name, tonumber(level[2]), spent, held, window_end == NEVER_ENDS and 0 or window_end}
+      local lost_now = lost_by(level[9] or '', now, spent + held, lost)
+      if lost_now > lost and is_current then level.lost = lost_now end
+      limit = math.max(limit - lost_now, 0)
+      if spent + held + added > limit then
+        return {'budget', name, limit, spent, held, window_end == NEVER_ENDS and 0 or window_end}
       end
     end
   end
   for index in ipairs(names) do
+    if levels[index].lost then
+      redis.call('HSET', KEYS[index], 'lost', ('%.0f'):format(levels[index].lost), 'alert_at', '0')
+    end
     if levels[index][3] == own_window[index] then
       redis.call('HSET', KEYS[index], 'held', ('%.0f'):format(levels[index][6] + added))
     end

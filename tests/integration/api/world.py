@@ -104,6 +104,7 @@ class Gateway:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self._requests = 0
 
     async def admit(self, secret: str, amount: int = 0, *, digest: bytes | None = None) -> Any:
         """The hold as bytes, or the refusal as a list: [b"status", b"account", b"inactive"]…"""
@@ -113,22 +114,30 @@ class Gateway:
         assert tag is not None
         owner = cast("bytes | None", await self.redis.hget(LAYOUT.key(key), "account"))
         account = AccountId(owner.decode() if owner else f"sa_{key}")
-        names = [LAYOUT.key(key), LAYOUT.account(account), LAYOUT.organization(tag), self.holds(tag)]
-        head = f"request-1|{key}|{account}|{tag}|default"
+        names = [self.holds(tag), LAYOUT.key(key), LAYOUT.account(account), LAYOUT.organization(tag)]
+        self._requests += 1
+        head = f"request-{self._requests}|{key}|{account}|{tag}|default"
         proof = token.digest(PEPPER, secret.encode()) if digest is None else digest
-        return await self.redis.eval(scripts.ADMIT.text, 4, *names, proof, amount, 60_000, head)
+        (answer,) = await self.redis.eval(scripts.ADMIT.text, 4, *names, "", 60_000, proof, amount, head)
+        return answer
+
+    async def spend(self, secret: str, amount: int, *, hold: int | None = None) -> None:
+        """One request that costs `amount` microcredits, admitted with a hold of as much unless given, and settled."""
+        held = await self.admit(secret, amount if hold is None else hold)
+        assert isinstance(held, bytes), f"refused: {held!r}"
+        await self.settle(held, amount)
 
     async def settle(self, hold: bytes, cost: int, event: bytes = b"{}") -> None:
         _, key, account, tag, *_ = hold.decode().split("|")
         organization = OrganizationTag(tag)
         names = [
+            self.holds(organization),
+            LAYOUT.events(LAYOUT.shard_of(organization)),
             LAYOUT.key(KeyId(key)),
             LAYOUT.account(AccountId(account)),
             LAYOUT.organization(organization),
-            self.holds(organization),
-            LAYOUT.events(LAYOUT.shard_of(organization)),
         ]
-        assert await self.redis.eval(scripts.SETTLE.text, 5, *names, hold, cost, event, "") == 1
+        assert await self.redis.eval(scripts.SETTLE.text, 5, *names, "", hold, cost, event) == [1]
 
     def holds(self, tag: OrganizationTag) -> str:
         return LAYOUT.holds(LAYOUT.shard_of(tag))

@@ -15,7 +15,7 @@ from gateway.directory import Directory
 from gateway.ledger import Caller, Ledger
 from gateway.refusals import Reason, Refusal
 from tests.integration.gateway.world import (
-    ADMIT_ARGUMENTS,
+    HELD,
     NAMES,
     PEPPER,
     Heard,
@@ -130,7 +130,7 @@ async def test_a_record_that_lost_its_digest_is_given_it_back_once_the_token_is_
     assert isinstance(found, Caller)
     assert await redis_client.hget(NAMES.key(of.key), "digest") == of.digest
     heard = Heard()
-    ledger.admit(found, ADMIT_ARGUMENTS, b"r1", b"models", heard)
+    ledger.admit(found, HELD, b"r1", b"models", heard)
     await until(lambda: heard.replies)
     assert isinstance(heard.replies[0], bytes)
 
@@ -215,7 +215,7 @@ async def test_a_connection_lost_during_a_look_up_refuses_it_for_now(
     await publish(redis_client, of)
     await redis_client.client_pause(300)
     looking = asyncio.create_task(recognised(directory, of.token))
-    await until(lambda: ledger.pipe.depth)
+    await until(lambda: ledger.depth or ledger.pipe.depth)
     ledger.pipe.reconnect()
     assert refused(await looking) is Reason.NOT_READY
     await redis_client.client_unpause()

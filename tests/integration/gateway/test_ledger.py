@@ -6,6 +6,7 @@ import pytest
 import redis.asyncio
 
 from control.embedded import EmbeddedRedis
+from gateway.batches import BATCH_MAX
 from gateway.contract import layout
 from gateway.contract.layout import Layout
 from gateway.contract.money import Microcredits
@@ -13,9 +14,8 @@ from gateway.contract.records import Budget
 from gateway.ledger import SETTLEMENT_ATTEMPTS_MAX, Ledger
 from gateway.redis_pipe import PipeLost, Reply
 from tests.integration.gateway.world import (
-    ADMIT_ARGUMENTS,
     AMOUNT,
-    HOLD_TTL_MS,
+    HELD,
     NAMES,
     SHARD,
     Heard,
@@ -42,7 +42,7 @@ async def workload(redis_client: redis.asyncio.Redis) -> Workload:
 async def admitted(ledger: Ledger, of: Workload, request: str) -> Reply:
     """The answer of admit."""
     heard = Heard()
-    assert ledger.admit(of.caller, ADMIT_ARGUMENTS, request.encode(), b"models", heard)
+    assert ledger.admit(of.caller, HELD, request.encode(), b"models", heard)
     await until(lambda: heard.replies)
     return heard.replies[0]
 
@@ -56,11 +56,11 @@ async def test_admit_extend_and_settle_keep_the_books(
         assert hold.startswith(f"r1|{workload.key}|".encode())
         assert await books(redis_client, workload) == (0, AMOUNT, 1, 0)
         extended = Heard()
-        ledger.extend(workload.caller, hold, 5, HOLD_TTL_MS, extended)
+        ledger.extend(workload.caller, hold, 5, extended)
         await until(lambda: extended.replies)
         assert await books(redis_client, workload) == (0, AMOUNT + 5, 1, 0)
         ledger.settle(workload.caller, extended.replies[0], 7, b'{"e":1}', frees=True)
-        await until(lambda: ledger.pipe.depth == 0)
+        await until(lambda: ledger.depth == 0)
         assert await books(redis_client, workload) == (7, 0, 0, 1)
         assert ledger.settled_elsewhere == ledger.settlements_dropped == ledger.unsettled == 0
 
@@ -72,8 +72,66 @@ async def test_a_settlement_that_frees_nothing_is_written_too(
         await until(lambda: ledger.is_ready)
         hold = await admitted(ledger, workload, "r1")
         ledger.settle(workload.caller, hold, AMOUNT, b"{}", frees=False)
-        await until(lambda: ledger.pipe.depth == 0)
+        await until(lambda: ledger.depth == 0)
         assert await books(redis_client, workload) == (AMOUNT, 0, 0, 1)
+
+
+async def test_what_is_admitted_in_one_turn_is_one_call_and_each_hears_its_own_answer(
+    redis_url: str, redis_client: redis.asyncio.Redis, workload: Workload
+) -> None:
+    """More than fit into one call, with one that is refused in the middle."""
+    stranger, count = Workload.mint(), 2 * BATCH_MAX + 1
+    async with ledger_on(redis_url) as ledger:
+        await until(lambda: ledger.is_ready)
+        await redis_client.config_resetstat()
+        heard = {number: Heard() for number in range(count)}
+        for number, answer in heard.items():
+            of = stranger if number == 7 else workload
+            ledger.admit(of.caller, HELD, f"r{number}".encode(), b"models", answer)
+        assert ledger.depth == count
+        await until(lambda: ledger.depth == 0)
+        assert (await redis_client.info("commandstats"))["cmdstat_evalsha"]["calls"] == 3
+        holds = {number: answer.replies[0] for number, answer in heard.items()}
+        assert holds.pop(7) == [b"missing", b"key"]
+        assert all(hold.startswith(b"r%d|" % number) for number, hold in holds.items())
+        for hold in holds.values():
+            ledger.settle(workload.caller, hold, 3, hold, frees=True)
+        await until(lambda: ledger.depth == 0)
+        assert sorted(await events(redis_client)) == sorted(holds.values())
+        assert await books(redis_client, workload) == (3 * (count - 1), 0, 0, count - 1)
+
+
+async def test_a_callback_that_fails_keeps_no_answer_from_the_others_of_its_batch(
+    redis_url: str, workload: Workload
+) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    error = RuntimeError("of the test")
+
+    def fail(_: Reply) -> None:
+        raise error
+
+    async with ledger_on(redis_url) as ledger:
+        await until(lambda: ledger.is_ready)
+        heard = Heard()
+        ledger.admit(workload.caller, HELD, b"r1", b"models", fail)
+        ledger.admit(workload.caller, HELD, b"r2", b"models", heard)
+        await until(lambda: heard.replies)
+        assert isinstance(heard.replies[0], bytes)
+        assert failures == [error]
+
+
+async def test_a_full_ledger_says_so(
+    redis_url: str, redis_client: redis.asyncio.Redis, workload: Workload
+) -> None:
+    async with ledger_on(redis_url, depth_max=5) as ledger:
+        await until(lambda: ledger.is_ready)
+        heard, states = Heard(), []
+        for number in range(5):
+            states.append(ledger.is_full)
+            ledger.admit(workload.caller, HELD, b"r%d" % number, b"models", heard)
+        assert [*states, ledger.is_full] == [False] * 5 + [True]
+        await until(lambda: not ledger.is_full)
 
 
 async def test_a_refusal_leaves_no_hold(redis_url: str, redis_client: redis.asyncio.Redis) -> None:
@@ -97,9 +155,7 @@ async def test_settlements_survive_lost_connections_and_each_is_written_once(
             await until(lambda: ledger.is_ready and not ledger.unsettled)
             answers = Heard()
             for number in range(each):
-                ledger.admit(
-                    workload.caller, ADMIT_ARGUMENTS, f"r{round_}-{number}".encode(), b"models", answers
-                )
+                ledger.admit(workload.caller, HELD, f"r{round_}-{number}".encode(), b"models", answers)
             await heard_all(answers, each)
             losses = ledger.pipe.losses
             killing = asyncio.create_task(kill_gateways(redis_client))
@@ -110,7 +166,7 @@ async def test_settlements_survive_lost_connections_and_each_is_written_once(
                     await asyncio.sleep(0)
             await killing
             await lost_again(ledger, losses)
-        await until(lambda: ledger.pipe.is_connected and ledger.unsettled == ledger.pipe.depth == 0)
+        await until(lambda: ledger.pipe.is_connected and ledger.unsettled == ledger.depth == 0)
         assert ledger.settlements_dropped == 0
         assert ledger.pipe.losses == rounds
     written = await events(redis_client)
@@ -139,9 +195,9 @@ async def test_settlements_wait_out_a_redis_that_is_down(own_redis: EmbeddedRedi
         await until(lambda: not ledger.is_ready)
         ledger.settle(of.caller, hold, 4, b"{}", frees=True)
         assert ledger.unsettled == 1
-        assert not ledger.admit(of.caller, ADMIT_ARGUMENTS, b"r2", b"models", Heard())
+        assert not ledger.admit(of.caller, HELD, b"r2", b"models", Heard())
         await own_redis.start()
-        await until(lambda: ledger.is_ready and not ledger.unsettled and not ledger.pipe.depth)
+        await until(lambda: ledger.is_ready and not ledger.unsettled and not ledger.depth)
         assert await books(client, of) == (4, 0, 0, 1)
         assert ledger.settlements_dropped == ledger.settled_elsewhere == 0
     await client.aclose()
@@ -155,7 +211,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again_and_no_settlement_is_l
         hold = await admitted(ledger, workload, "r1")
         await redis_client.script_flush()
         ledger.settle(workload.caller, hold, 4, b"{}", frees=True)
-        await until(lambda: ledger.pipe.depth == ledger.unsettled == 0)
+        await until(lambda: ledger.depth == ledger.unsettled == 0)
         assert await books(redis_client, workload) == (4, 0, 0, 1)
         assert isinstance(await admitted(ledger, workload, "r2"), bytes)
         assert ledger.script_errors == ledger.settlements_dropped == 0
@@ -229,7 +285,7 @@ async def test_a_missing_record_tells_a_loaded_redis_from_one_that_was_flushed(
 async def test_a_script_that_fails_for_good_changes_nothing_and_is_not_tried_for_ever(
     redis_url: str, redis_client: redis.asyncio.Redis, workload: Workload
 ) -> None:
-    """A record of another type: the settlement can never run, and the expire job is left to complain."""
+    """A stream of another type: the settlement can never run, and the expire job is left to complain."""
     async with ledger_on(redis_url) as ledger:
         await until(lambda: ledger.is_ready)
         hold = await admitted(ledger, workload, "r1")
@@ -252,7 +308,7 @@ async def test_a_settlement_that_failed_is_sent_again_when_the_cause_is_gone(
         ledger.settle(workload.caller, hold, 4, b"{}", frees=True)
         await until(lambda: ledger.script_errors > 0)
         await redis_client.delete(NAMES.events(SHARD))
-        await until(lambda: ledger.unsettled == 0 and ledger.pipe.depth == 0)
+        await until(lambda: ledger.unsettled == 0 and ledger.depth == 0)
         assert await books(redis_client, workload) == (4, 0, 0, 1)
 
 

@@ -146,18 +146,6 @@ async def test_a_steady_stream_is_not_a_wait_that_ran_out(redis_url: str) -> Non
         assert pipe.timeouts == pipe.losses == 0
 
 
-async def test_a_full_pipe_says_so(redis_url: str, redis_client: redis.asyncio.Redis) -> None:
-    async with piped(redis_url, depth_max=5) as pipe:
-        await until(lambda: pipe.is_connected)
-        heard, states = Heard(), []
-        for number in range(5):
-            states.append(pipe.is_full)
-            echo(pipe, heard, number)
-        assert [*states, pipe.is_full] == [False] * 5 + [True]
-        assert pipe.depth == 5
-        await until(lambda: not pipe.is_full)
-
-
 async def test_a_wrong_password_is_said_once_in_words_that_do_not_repeat_it(redis_url: str) -> None:
     parts = urlsplit(redis_url)
     url = f"redis://:not-the-pa55word@{parts.hostname}:{parts.port}/0"

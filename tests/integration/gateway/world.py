@@ -17,8 +17,8 @@ from gateway.contract.ids import AccountId, KeyId, OrganizationTag
 from gateway.contract.layout import Layout
 from gateway.contract.records import AccountRules, Budget, Identity, KeyRules, OrganizationRules
 from gateway.contract.token import Digest, Pepper
-from gateway.ledger import Caller, Ledger, admit_arguments
-from gateway.redis_pipe import RedisAddress, RedisPipe, Reply
+from gateway.ledger import Caller, Ledger
+from gateway.redis_pipe import RedisAddress, RedisPipe, Reply, bulk
 
 PEPPER: Final = Pepper(bytes(range(32)))
 TAG: Final = OrganizationTag("Acme01")
@@ -28,7 +28,7 @@ SHARD: Final = NAMES.shard_of(TAG)
 PATIENCE_S: Final = 20.0
 AMOUNT: Final = 10
 HOLD_TTL_MS: Final = 60_000
-ADMIT_ARGUMENTS: Final = admit_arguments(AMOUNT, HOLD_TTL_MS)
+HELD: Final = bulk(AMOUNT)
 
 
 async def until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
@@ -68,10 +68,10 @@ class Heard:
 
 
 @asynccontextmanager
-async def piped(url: str, *, timeout_s: float = 5.0, depth_max: int = 100_000) -> AsyncIterator[RedisPipe]:
+async def piped(url: str, *, timeout_s: float = 5.0) -> AsyncIterator[RedisPipe]:
     """A pipe that is being kept connected."""
     pipe = RedisPipe(
-        RedisAddress.parse(url), timeout_s=timeout_s, depth_max=depth_max,
+        RedisAddress.parse(url), timeout_s=timeout_s,
         on_connected=lambda: None, on_lost=lambda: None, client_name="tollkeeper-test",
     )  # fmt: skip
     pipe.start()
@@ -83,11 +83,14 @@ async def piped(url: str, *, timeout_s: float = 5.0, depth_max: int = 100_000) -
 
 
 @asynccontextmanager
-async def ledger_on(url: str, *, names: Layout = NAMES, timeout_s: float = 5.0) -> AsyncIterator[Ledger]:
+async def ledger_on(
+    url: str, *, names: Layout = NAMES, timeout_s: float = 5.0, depth_max: int = 100_000
+) -> AsyncIterator[Ledger]:
     """A ledger with its heartbeat. It is not waited for until it is ready."""
     ledger = Ledger(
-        RedisAddress.parse(url), names, timeout_s=timeout_s, depth_max=100_000, client_name="tollkeeper-test"
-    )
+        RedisAddress.parse(url), names, timeout_s=timeout_s, depth_max=depth_max, hold_ttl_ms=HOLD_TTL_MS,
+        client_name="tollkeeper-test",
+    )  # fmt: skip
     ledger.start()
     try:
         async with ticking(ledger.on_tick):
@@ -154,7 +157,7 @@ async def publish(
         (NAMES.key(of.key), key), (NAMES.account(ACCOUNT), account), (NAMES.organization(TAG), organization),
     ]  # fmt: skip
     for name, rules in named:
-        await run(client, scripts.PUBLISH, [name], rules.version, 0, 0, *rules.fields())
+        await run(client, scripts.PUBLISH, [name], rules.version, 0, 0, 0, *rules.fields())
 
 
 async def books(client: redis.asyncio.Redis, of: Workload) -> tuple[int, int, int, int]:

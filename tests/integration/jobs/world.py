@@ -94,16 +94,17 @@ class World:
         head = "|".join(
             [f"req_{secrets.token_hex(8)}", workload.key, workload.account, workload.tag, "models"]
         )
-        keys = [*self.records(workload), self.layout.holds(self.shard(workload))]
-        answer = await self.eval(scripts.ADMIT, keys, DIGEST, amount, ttl_ms, head)
+        keys = [self.layout.holds(self.shard(workload)), *self.records(workload)]
+        (answer,) = await self.eval(scripts.ADMIT, keys, "", ttl_ms, DIGEST, amount, head)
         assert isinstance(answer, bytes), f"refused: {answer!r}"
         return answer
 
     async def settle(self, workload: Workload, member: bytes, cost: int) -> int:
         event = self.event(workload, member, cost)
         shard = self.shard(workload)
-        keys = [*self.records(workload), self.layout.holds(shard), self.layout.events(shard)]
-        return cast(int, await self.eval(scripts.SETTLE, keys, member, cost, event.encode(), ""))
+        keys = [self.layout.holds(shard), self.layout.events(shard), *self.records(workload)]
+        (answer,) = await self.eval(scripts.SETTLE, keys, "", member, cost, event.encode())
+        return cast(int, answer)
 
     async def request(self, workload: Workload, cost: int, hold: int = 1_000) -> None:
         """One request, admitted and settled."""

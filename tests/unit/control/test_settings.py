@@ -25,6 +25,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "SHARDS",
         "CONTROL_LISTEN",
         "LOG_LEVEL",
+        "SMTP_URL",
+        "SMTP_FROM",
     ):
         monkeypatch.delenv(f"TOLLKEEPER_{name}", raising=False)
     for name, value in ENOUGH.items():
@@ -63,6 +65,13 @@ def test_the_pepper_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("POSTGRES_DSN", "", "TOLLKEEPER_POSTGRES_DSN"),
         ("POSTGRES_DSN", "postgresql://u:sek/ret@host/db", "this is not a Postgres DSN"),
         ("REDIS_URL", "redis://:sek#ret@host", "this is not a Redis URL"),
+        ("SMTP_URL", "smtp://u:a-password@host", "set both TOLLKEEPER_SMTP_URL and TOLLKEEPER_SMTP_FROM"),
+        ("SMTP_FROM", "alerts@example.com", "set both TOLLKEEPER_SMTP_URL and TOLLKEEPER_SMTP_FROM"),
+        ("SMTP_FROM", "nobody", "no mail address"),
+        ("SMTP_FROM", "A\nBcc: all@example.com <a@example.com>", "no mail address"),
+        ("SMTP_URL", "http://u:a-password@host", "begins with smtp://, smtps://"),
+        ("SMTP_URL", "smtp://", "not a mail server's URL"),
+        ("SMTP_URL", "smtp://u:a-password@host/?starttls=perhaps", "auto, required or never"),
     ],
 )
 def test_what_is_wrong_is_named_without_the_secrets(

@@ -41,6 +41,8 @@ class RedisEnd:
     now_ms: Callable[[], int] = lambda: STARTED_AT_MS
     is_loaded: bool = True
     refusal: list[Any] | None = None
+    room: int | None = None
+    """Microcredits that are left for holds to grow into; None: endless."""
     records: dict[bytes, list[bytes | None]] = field(default_factory=dict)
     holds: set[bytes] = field(default_factory=set)
     admitted: list[bytes] = field(default_factory=list)
@@ -88,7 +90,7 @@ class RedisEnd:
         self.commands[self.name_of(command)] += 1
         if name == b"EVALSHA":
             sha, count, *rest = arguments
-            return self._script(_NAMES[sha], rest[int(count) :])
+            return self._script(_NAMES[sha], rest[: int(count)], rest[int(count) :])
         if name == b"HMGET" and arguments[0] == META.encode():
             return [b"%d" % SCHEMA_VERSION, b"16", b"epoch" if self.is_loaded else None]
         if name == b"HGET":
@@ -103,28 +105,53 @@ class RedisEnd:
         assert name in (b"CLIENT", b"SCRIPT"), name
         return b"OK"
 
-    def _script(self, name: str, arguments: list[bytes]) -> Any:
+    def _script(self, name: str, keys: list[bytes], arguments: list[bytes]) -> Any:
         if name == "admit":
-            _, amount, _, head, *wanted_until = arguments
-            if wanted_until not in ([], [b""]) and self.now_ms() > int(wanted_until[0]):
-                return [b"late"]
-            if self.refusal is not None:
-                return self.refusal
-            hold = b"%b|%b|%d|%b" % (head, amount, self.now_ms(), WINDOWS)
-            self.holds.add(hold)
-            self.admitted.append(hold)
-            return hold
+            wanted_until, _, *each = arguments
+            assert len(keys) == 1 + len(each)
+            if wanted_until and self.now_ms() > int(wanted_until):
+                return [[b"late"] for _ in each[::3]]
+            return [self._admit(amount, head) for amount, head in zip(each[1::3], each[2::3], strict=True)]
         if name == "settle":
-            hold, cost, event, _ = arguments
-            if hold not in self.holds:
-                return 0
-            self.holds.remove(hold)
-            self.settled[hold] += 1
-            self.costs[hold] = int(cost)
-            self.events.append(event)
-            return 1
+            _, *each = arguments
+            assert len(keys) == 2 + len(each)
+            return [self._settle(*each[first : first + 3]) for first in range(0, len(each), 3)]
         assert name == "extend", name
-        return arguments[0] if arguments[0] in self.holds else [b"gone"]
+        return self.extend(*arguments)
+
+    def _admit(self, amount: bytes, head: bytes) -> Any:
+        if self.refusal is not None:
+            return self.refusal
+        hold = b"%b|%b|%d|%b" % (head, amount, self.now_ms(), WINDOWS)
+        self.holds.add(hold)
+        self.admitted.append(hold)
+        return hold
+
+    def _settle(self, hold: bytes, cost: bytes, event: bytes) -> int:
+        if hold not in self.holds:
+            return 0
+        self.holds.remove(hold)
+        self.settled[hold] += 1
+        self.costs[hold] = int(cost)
+        self.events.append(event)
+        return 1
+
+    def extend(self, hold: bytes, added: bytes, _: bytes) -> Any:
+        """Push the deadline; top up, as long as `room` lasts."""
+        if hold not in self.holds:
+            return [b"gone"]
+        if int(added) == 0:
+            return hold
+        if self.room is not None and int(added) > self.room:
+            return [b"budget", b"account", 5_000, 1_000, 4_000 - self.room, 0]
+        if self.room is not None:
+            self.room -= int(added)
+        head, amount, rest = hold.split(b"|", 6)[:5], hold.split(b"|")[5], hold.split(b"|")[6:]
+        grown = b"|".join((*head, b"%d" % (int(amount) + int(added)), *rest))
+        self.holds.remove(hold)
+        self.holds.add(grown)
+        self.admitted[self.admitted.index(hold)] = grown
+        return grown
 
     def _read(self) -> None:
         if self.line is None:

@@ -234,6 +234,45 @@ def test_a_limit_has_limits(name: str, value: str) -> None:
     assert said.startswith(f"TOLLKEEPER_{name.upper()}: ")
 
 
+# -- the gateway's own prefix
+
+
+@pytest.mark.parametrize("prefix", ["/-/", "/.well-known/tollkeeper/", "/a/"])
+def test_the_own_prefix_is_a_path_that_ends_with_a_slash(prefix: str) -> None:
+    loaded = load_settings({"upstream": "http://a", "pepper": PEPPER, "own_prefix": prefix})
+    assert loaded.settings.own_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["/", "//", "-/", "/-", "*", "/a//b/", "/a/../b/", "/%2D/", "/%2f/", "/-/?a/", "/-/#a/", "/\u00e9/", "http://a/", "/a b/",
+     "/" + "a" * 63 + "/"],
+)  # fmt: skip
+def test_nothing_else_is_an_own_prefix(prefix: str) -> None:
+    (said,) = problems(pepper=PEPPER, upstream="http://a", own_prefix=prefix)
+    assert said.startswith("TOLLKEEPER_OWN_PREFIX: ")
+
+
+@pytest.mark.parametrize("path", ["/-/", "/-", "/-/key", "/-/x/y/"])
+def test_a_route_under_the_own_prefix_would_never_be_asked(tmp_path: Path, path: str) -> None:
+    table = tmp_path / "routes.toml"
+    table.write_text(f'[[route]]\nname = "a"\npath = "{path}"\nupstream = "http://a"\n')
+    (said,) = problems(pepper=PEPPER, config=str(table))
+    assert said.startswith(f"route a: '{path}' lies under the gateway's own prefix '/-/'")
+    assert "TOLLKEEPER_OWN_PREFIX" in said
+    load_settings({"pepper": PEPPER, "config": table, "own_prefix": "/elsewhere/"})
+
+
+def test_a_route_beside_the_own_prefix_is_a_route(tmp_path: Path) -> None:
+    table = tmp_path / "routes.toml"
+    routes = [
+        f'[[route]]\nname = "a{number}"\npath = "{path}"\nupstream = "http://a"\n\n'
+        for number, path in enumerate(("/", "/-x", "/x/-/"))
+    ]
+    table.write_text("".join(routes))
+    assert len(load_settings({"pepper": PEPPER, "config": table}).routes.routes) == 3
+
+
 # -- certificates
 
 

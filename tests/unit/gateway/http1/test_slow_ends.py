@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.exchange import EARLY_BYTES_MAX
+from gateway.estimating import EARLY_BYTES_MAX
 from gateway.http1.client import ClientConnection
 from gateway.http1.connection_end import WRITE_BUFFER_HIGH
 from tests.unit.gateway.slow_line import SlowLine, slow_line

@@ -1,0 +1,77 @@
+"""The courier: takes one message to one destination, whatever its kind, within a bound. Made for one round of deliveries.
+
+Never raises for what a receiver does: an outcome says it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from control.delivery import mail, slack, webhook
+from control.delivery.mail import MailServer
+from control.delivery.message import Message
+from control.delivery.outcome import Outcome
+from control.delivery.posting import open_session
+from control.domain.destinations import Destination
+from control.sealing import SealBroken, Sealing
+
+TIMEOUT_S: Final = 10.0
+
+_SEAL_BROKEN: Final = {
+    "webhook": "its signing secret cannot be read, because the pepper was changed: rotate the secret",
+    "slack": "its URL cannot be read, because the pepper was changed: delete it and add it again",
+}
+
+
+class Courier(AbstractAsyncContextManager["Courier"]):
+    """`async with Courier(…) as courier`: then `deliver`, as often and as much at once as you like."""
+
+    def __init__(self, sealing: Sealing, server: MailServer | None, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._sealing = sealing
+        self._server = server
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = open_session()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def deliver(self, destination: Destination, message: Message) -> Outcome:
+        """One attempt, of at most the courier's time-out."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                outcome = await self._send(destination, message)
+        except TimeoutError:
+            outcome = Outcome(f"no answer within {self._timeout_s:g} s")
+        return replace(outcome, milliseconds=round((time.monotonic() - began) * 1000))
+
+    async def _send(self, destination: Destination, message: Message) -> Outcome:
+        if destination.kind == "email":
+            if self._server is None:
+                return Outcome(mail.NOT_CONFIGURED)
+            return await mail.send(
+                self._server, destination.addresses, message, destination.id, self._timeout_s
+            )
+        if self._session is None:
+            raise RuntimeError("a courier delivers inside of `async with` only")
+        try:
+            secret = self._sealing.open(destination.sealed or b"", destination.row)
+        except SealBroken:
+            return Outcome(_SEAL_BROKEN[destination.kind])
+        if destination.kind == "slack":
+            return await slack.send(self._session, secret, message, self._timeout_s)
+        return await webhook.send(self._session, destination.url or "", secret, message, self._timeout_s)

@@ -1,0 +1,274 @@
+"""Deliveries: which alert is to be told to which destination, when it is tried again, and when that ends. The job `alerts`
+calls it; what is sent, and how, is `control.delivery`'s.
+
+Nobody sends what was not claimed, and a claim is a lease: it ends when the outcome is written down, or after LEASE_S if
+whoever had it was killed. So two processes never send the same, and what was on its way at a kill is sent again later,
+under the same id. Clocks are Postgres's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from control.database import Connection
+from control.domain import alerts
+from control.domain.alerts import Alert
+
+LEASE_S: Final = 60
+FAN_OUT_MAX: Final = 500
+CLAIM_MAX: Final = 64
+"""On their way at once."""
+PER_DESTINATION_MAX: Final = 4
+"""At once, so that one receiver is not flooded, and a hanging one takes no more than its share."""
+
+RETRY_FIRST_S: Final = 5.0
+RETRY_MAX_S: Final = 3600.0
+PATIENCE: Final = timedelta(days=1)
+"""How long a destination may take nothing before it is disabled."""
+FAILURES_MIN: Final = 5
+"""So many in a row as well: a day in which nobody tried is no day of failures."""
+_CATCH_UP_S: Final = 60
+
+Verdict = Literal["retry", "give up", "disable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One delivery that is now to be attempted; `attempts` counts this one too."""
+
+    alert: Alert
+    destination: str
+    attempts: int
+    first_attempt_at: datetime
+    previous_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the receiver said or did, in words without secrets. `is_gone`: it wants to hear nothing any more."""
+
+    error: str
+    is_gone: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Deliveries that are still to be made, and destinations that were disabled for want of success."""
+
+    pending: int
+    disabled: int
+
+
+def pause_s(attempts: int, jitter: float, asked_s: float | None = None) -> float:
+    """How long to wait after so many failed attempts: doubling from 5 s to an hour, less a fifth of it times `jitter` (0
+    to 1), so that what failed together does not come back together. At least `asked_s`, if the receiver asked for that.
+    """
+    backed_off_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(attempts - 1, 20))
+    return min(RETRY_MAX_S, max(backed_off_s * (1 - jitter / 5), asked_s or 0.0))
+
+
+def verdict(
+    now: datetime,
+    failing_since: datetime,
+    failures: int,
+    first_attempt_at: datetime,
+    has_taken_others: bool,
+    is_gone: bool,
+) -> Verdict:
+    """What a failure leads to. `has_taken_others`: the destination took something since this was attempted before.
+
+    A destination that takes nothing for a day is disabled, and keeps everything. One delivery is given up only where the
+    receiver is well and did not take this one for a day.
+    """
+    if is_gone or (now - failing_since >= PATIENCE and failures >= FAILURES_MIN):
+        return "disable"
+    if has_taken_others and now - first_attempt_at >= PATIENCE:
+        return "give up"
+    return "retry"
+
+
+async def fan_out(conn: Connection) -> int:
+    """Make the deliveries of new alerts, at most FAN_OUT_MAX alerts at once; how many there were.
+
+    Destinations that failed until they were disabled get theirs too, to be sent when somebody enables them; what an operator
+    switched off does not.
+    """
+    return int(await conn.fetchval(_FAN_OUT, FAN_OUT_MAX))
+
+
+_FAN_OUT: Final = """
+WITH new AS (
+    SELECT id, organization, threshold FROM alerts WHERE fanned_out_at IS NULL
+     ORDER BY crossed_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
+), wanting AS (
+    SELECT t.id, t.organization, t.min_threshold, t.disabled_at FROM alert_destinations t
+     WHERE t.organization IN (SELECT organization FROM new) AND t.disabled_reason IS DISTINCT FROM 'operator'
+     FOR SHARE OF t
+), made AS (
+    INSERT INTO alert_deliveries (alert, destination, next_attempt_at)
+    SELECT n.id, t.id, CASE WHEN t.disabled_at IS NULL THEN now() END
+      FROM new n JOIN wanting t ON t.organization = n.organization AND n.threshold >= t.min_threshold
+    ON CONFLICT DO NOTHING
+), done AS (
+    UPDATE alerts SET fanned_out_at = now() FROM new WHERE alerts.id = new.id
+)
+SELECT count(*) FROM new
+"""
+
+
+async def claim(conn: Connection, room: int = CLAIM_MAX) -> list[Claimed]:
+    """Lease what is due, at most `room`, fairly by destination: PER_DESTINATION_MAX at a time, one for a failing one."""
+    rows = await conn.fetch(_CLAIM, PER_DESTINATION_MAX, room, LEASE_S)
+    return [
+        Claimed(
+            alerts.alert_of_row(row),
+            row["destination"],
+            row["attempts"],
+            row["first_attempt_at"],
+            row["previous_attempt_at"],
+        )
+        for row in rows
+    ]
+
+
+# The conditions are there twice on purpose: the first finds, by one picture of the table; the second holds for the row as it
+# is once it is locked, which another process may have claimed since.
+_CLAIM: Final = f"""
+WITH leased AS (
+    SELECT destination, count(*) AS count FROM alert_deliveries
+     WHERE status = 'pending' AND leased_until > now() GROUP BY destination
+), due AS (
+    SELECT d.alert, d.destination, d.next_attempt_at,
+           CASE WHEN t.failing_since IS NULL THEN $1 ELSE 1 END - coalesce(leased.count, 0) AS room,
+           row_number() OVER (PARTITION BY d.destination ORDER BY d.attempts, d.next_attempt_at, d.alert) AS place
+      FROM alert_deliveries d JOIN alert_destinations t ON t.id = d.destination
+      LEFT JOIN leased ON leased.destination = t.id
+     WHERE d.status = 'pending' AND d.next_attempt_at <= now() AND t.disabled_at IS NULL
+       AND (d.leased_until IS NULL OR d.leased_until <= now())
+), chosen AS (
+    SELECT d.alert, d.destination, d.last_attempt_at
+      FROM alert_deliveries d JOIN due USING (alert, destination)
+     WHERE due.place <= due.room
+       AND d.status = 'pending' AND d.next_attempt_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())
+     ORDER BY due.place, due.next_attempt_at LIMIT $2
+     FOR UPDATE OF d SKIP LOCKED
+), claimed AS (
+    UPDATE alert_deliveries d
+       SET attempts = d.attempts + 1, leased_until = now() + $3 * interval '1 second', last_attempt_at = now(),
+           first_attempt_at = coalesce(d.first_attempt_at, now())
+      FROM chosen c WHERE d.alert = c.alert AND d.destination = c.destination
+    RETURNING d.alert, d.destination, d.attempts, d.first_attempt_at, c.last_attempt_at AS previous_attempt_at
+)
+SELECT {alerts.COLUMNS}, c.destination, c.attempts, c.first_attempt_at, c.previous_attempt_at
+  FROM claimed c JOIN alerts a ON a.id = c.alert
+"""  # noqa: S608
+
+
+async def succeeded(conn: Connection, claimed: Claimed, note: str | None = None) -> None:
+    """The destination has it. `note` is what it said beside, such as an address that it refused.
+
+    Others that wait for this destination, because it was failing, come sooner now.
+    """
+    async with conn.transaction():
+        was_failing = await conn.fetchval(
+            """UPDATE alert_destinations t SET failures = 0, failing_since = NULL, last_error = NULL, delivered_at = now()
+                 FROM (SELECT id, failing_since FROM alert_destinations WHERE id = $1 FOR NO KEY UPDATE) AS old
+                WHERE t.id = old.id RETURNING old.failing_since IS NOT NULL""",
+            claimed.destination,
+        )
+        await conn.execute(
+            """UPDATE alert_deliveries
+                  SET status = 'delivered', delivered_at = now(), next_attempt_at = NULL, leased_until = NULL, last_error = $3
+                WHERE alert = $1 AND destination = $2""",
+            claimed.alert.id,
+            claimed.destination,
+            note,
+        )
+        if was_failing:
+            await conn.execute(
+                """UPDATE alert_deliveries SET next_attempt_at = now() + random() * $2 * interval '1 second'
+                    WHERE destination = $1 AND status = 'pending' AND next_attempt_at > now() + $2 * interval '1 second'""",
+                claimed.destination,
+                _CATCH_UP_S,
+            )
+
+
+async def failed(conn: Connection, claimed: Claimed, failure: Failure, jitter: float) -> Verdict:
+    """Write down what went wrong and decide what comes of it. `jitter` is 0 to 1, drawn evenly."""
+    async with conn.transaction():
+        row = await conn.fetchrow(
+            """UPDATE alert_destinations
+                  SET failures = failures + 1, failing_since = coalesce(failing_since, now()), last_error = $2
+                WHERE id = $1
+            RETURNING failures, failing_since, disabled_at, delivered_at, now() AS at""",
+            claimed.destination,
+            failure.error,
+        )
+        if row is None:  # deleted meanwhile, and its deliveries with it
+            return "give up"
+        previous = claimed.previous_attempt_at
+        has_taken_others = row["delivered_at"] is not None and (
+            previous is not None and row["delivered_at"] > previous
+        )
+        decided = verdict(
+            row["at"], row["failing_since"], row["failures"], claimed.first_attempt_at, has_taken_others,
+            failure.is_gone,
+        )  # fmt: skip
+        wait_s = pause_s(claimed.attempts, jitter, failure.retry_after_s)
+        is_waiting = decided == "retry" and row["disabled_at"] is None
+        await conn.execute(
+            """UPDATE alert_deliveries
+                  SET status = $3, leased_until = NULL, last_error = $4,
+                      next_attempt_at = CASE WHEN $5 THEN now() + $6 * interval '1 second' END
+                WHERE alert = $1 AND destination = $2""",
+            claimed.alert.id,
+            claimed.destination,
+            "failed" if decided == "give up" else "pending",
+            failure.error,
+            is_waiting,
+            wait_s,
+        )
+        if decided == "disable" and row["disabled_at"] is None:
+            await disable(conn, claimed.destination, "gone" if failure.is_gone else "failing")
+        return decided
+
+
+async def enable(conn: Connection, destination: str) -> None:
+    """Forget its failures, and let everything that it did not take be due now, as if never tried."""
+    await conn.execute(
+        """UPDATE alert_destinations
+              SET disabled_at = NULL, disabled_reason = NULL, failures = 0, failing_since = NULL, last_error = NULL
+            WHERE id = $1""",
+        destination,
+    )
+    await conn.execute(
+        """UPDATE alert_deliveries
+              SET status = 'pending', next_attempt_at = now(), attempts = 0, first_attempt_at = NULL
+            WHERE destination = $1 AND status <> 'delivered'""",
+        destination,
+    )
+
+
+async def disable(conn: Connection, destination: str, reason: Literal["operator", "failing", "gone"]) -> None:
+    """Send it nothing more; what it was not told stays until it is enabled."""
+    await conn.execute(
+        """UPDATE alert_destinations SET disabled_at = coalesce(disabled_at, now()), disabled_reason = $2 WHERE id = $1""",
+        destination,
+        reason,
+    )
+    await conn.execute(
+        "UPDATE alert_deliveries SET next_attempt_at = NULL WHERE destination = $1 AND status = 'pending'",
+        destination,
+    )
+
+
+async def waiting(conn: Connection) -> Waiting:
+    row = await conn.fetchrow(
+        """SELECT (SELECT count(*) FROM alert_deliveries WHERE status = 'pending') AS pending,
+                  (SELECT count(*) FROM alert_destinations WHERE disabled_reason IN ('failing', 'gone')) AS disabled"""
+    )
+    assert row is not None
+    return Waiting(row["pending"], row["disabled"])

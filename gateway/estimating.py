@@ -1,0 +1,179 @@
+"""What is to be held for a request, before it is admitted. Acts.
+
+Between `Admission` and `Holding`. Mostly the route fixes it. Where it depends on what the request's body says (how many units
+it asks for, which rates it is charged), the body is read ahead, up to a bound of the route, and what was read is sent on after
+the admission. What a request says is judged before anything is held: a field that JSON readers could take in two ways is
+refused, since a workload could be charged for one model and served another; and so is one without a rate, where the route
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from gateway.admission import Admission
+from gateway.http1.chunked import Data
+from gateway.http1.head import RequestHead
+from gateway.json_pointer import Pointer
+from gateway.json_scan import Absence, Found, JsonScan
+from gateway.metering import COUNT_MAX, count_of
+from gateway.pointer_tree import PointerTree
+from gateway.pricing import Rates
+from gateway.redis_pipe import bulk
+from gateway.refusals import Reason, Refusal, unpriced
+
+if TYPE_CHECKING:
+    from gateway.http1.client import ClientConnection
+    from gateway.http1.target import Target
+    from gateway.proxy import Lane, Proxy
+
+EARLY_BYTES_MAX: Final = 65_536
+"""Body bytes kept while the request waits to be admitted or connected; beyond, the client is not read. A route may read more
+of it ahead."""
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Estimating(Admission):
+    """See the module's docstring."""
+
+    __slots__ = (
+        "_body_done", "_early", "_early_size", "_estimated", "_expects_continue", "_is_reading_ahead", "_rates", "_scan",
+        "_touched",
+    )  # fmt: skip
+
+    def __init__(
+        self, proxy: Proxy, client: ClientConnection, head: RequestHead, target: Target, lane: Lane
+    ) -> None:
+        super().__init__(proxy, client, head, target, lane)
+        self._touched = self._started
+        self._early: list[Data] = []
+        self._early_size = 0
+        self._body_done = head.length == 0
+        self._is_reading_ahead = False
+        self._scan: JsonScan | None = None
+        self._estimated: bytes | None = lane.amount
+        self._expects_continue = head.expects_continue
+        """Whether the client waits for a 100 that nobody has said yet."""
+        self._rates: Rates = lane.rates
+
+    # -- the body before admission
+
+    def _keep_early(self, data: Data) -> None:
+        """Bytes of the body that nobody can be sent yet."""
+        self._early.append(data)
+        self._early_size += len(data)
+        if self._is_reading_ahead:
+            self._touched = self._proxy.loop.time()
+            if self._early_size >= self._lane.route.read_ahead_bytes:
+                self._end_reading_ahead()
+        elif self._early_size > EARLY_BYTES_MAX:
+            self.client.pause_reading()
+
+    def _end_reading_ahead(self) -> None:
+        """The body is whole, or as much of it is there as may be read ahead."""
+        self._is_reading_ahead = False
+        self._admit()
+
+    def _watch_body(self, data: Data) -> None:
+        """More of a body whose beginning decided the rates: a second word on that is no second choice."""
+        scan = self._scan
+        assert scan is not None
+        before = list(scan.values)
+        scan.feed(bytes(data))
+        if any(
+            now is Absence.AMBIGUOUS and then is not now
+            for now, then in zip(scan.values, before, strict=True)
+        ):
+            self._proxy.metrics.events["ambiguous_body"] += 1
+            self.client.close_after_answer()
+            self.on_bad_body(_AMBIGUOUS)
+
+    def on_bad_body(self, refusal: Refusal) -> None:
+        """The client's body is malformed, too large or too slow: nothing that follows it can be trusted."""
+        raise NotImplementedError
+
+    # -- what it comes to
+
+    def _amount(self) -> bytes | None:
+        if self._estimated is not None:
+            return self._estimated
+        ahead = self._lane.ahead
+        says: Mapping[Pointer, Found] = {}
+        if ahead is not None:
+            if not self._body_done and self._early_size < self._lane.route.read_ahead_bytes:
+                if self._expects_continue:
+                    self._expects_continue = False  # said here, so the upstream is not asked for it
+                    self.client.write(CONTINUE)
+                self._is_reading_ahead = True
+                self._touched = self._proxy.loop.time()
+                return None
+            scan = JsonScan(ahead.tree, is_wary=True)
+            scan.feed(b"".join(self._early))
+            if self._body_done:
+                scan.end()
+            else:
+                self._scan = scan
+            says = dict(zip(ahead.pointers, scan.values, strict=True))
+        refusal = self._judge(says)
+        if refusal is not None:
+            self._refuse(refusal)
+            return None
+        self._estimated = bulk(self._held)
+        return self._estimated
+
+    def _judge(self, says: Mapping[Pointer, Found]) -> Refusal | None:
+        """Rates and amount by what the body says, or why not."""
+        route = self._lane.route
+        if Absence.AMBIGUOUS in says.values():
+            return _AMBIGUOUS
+        estimate, table = route.estimate, route.price.table
+        if table is not None and table.request:
+            texts = (_text(says[pointer]) for pointer in table.request)
+            chosen = next((text for text in texts if text is not None), None)
+            rates = table.rates(chosen)
+            if rates is None:
+                return unpriced(str(table.request[0]), chosen, route.name)
+            self._rates = rates
+        if estimate is None:
+            return None
+        wanted: int | None = None
+        for pointer in estimate.json:
+            value = says[pointer]
+            if value is None or isinstance(value, Absence):
+                continue
+            wanted = count_of(value)
+            if wanted is None:
+                return Refusal(
+                    Reason.BAD_REQUEST,
+                    detail=f"{pointer} must be a whole number from 0 to {COUNT_MAX}: what the request may cost depends on it.",
+                )
+            break
+        self._held = estimate.amount(max(self.head.length, 0), wanted, self._rates, route.price.cap)
+        return None
+
+
+class Ahead:
+    """What is looked for in a body before its request is admitted."""
+
+    __slots__ = ("pointers", "tree")
+
+    def __init__(self, pointers: tuple[Pointer, ...]) -> None:
+        self.pointers = pointers
+        self.tree = PointerTree(pointers)
+
+
+_AMBIGUOUS: Final = Refusal(
+    Reason.BAD_REQUEST,
+    detail="What the request costs depends on a field of its body that is there twice, or in two spellings. Send it once.",
+)
+
+
+def _text(value: Found) -> str | None:
+    """What a field says that selects rates: text, or a number or truth value as JSON spells it; None if it says nothing."""
+    if value is None or isinstance(value, Absence):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else str(value)
