@@ -54,7 +54,7 @@ def upstream_server(port: int, folder: Path, answer: str, body_bytes_max: int) -
     """
     return f"""{upstream_block(port)}  server {{
     listen 127.0.0.1:{port} backlog=1024;
-    location / {{ default_type text/plain; return 200 "{answer}"; }}
+    location / {{ default_type application/json; return 200 '{answer}'; }}
     location {FILES} {{ alias {folder}/; sendfile on; }}
     location = {UPLOADS} {{
       client_max_body_size {body_bytes_max};

@@ -1,6 +1,7 @@
 """One organization with one account and one key in Redis, as control would have published them, and their counters.
 
-The limits are real at all three levels and too large to be reached: every request pays for all the work.
+Limits of credits at all three levels, rates and bounds of what is in flight at key and account are real, and too large to be
+reached: every request pays for all the work.
 """
 
 from __future__ import annotations
@@ -79,17 +80,18 @@ def publish(
     """Write the rules of an active key whose token has this digest."""
     account_id = ids.new_account_id(tag, "service-account")
     limit = records.Budget(AMOUNT_MAX, "monthly")
+    pace = records.Pace(per_minute=1_000_000, in_flight=100_000)
     charged = Charged(token, tag, account_id, key_id)
     organization = records.OrganizationRules(tag, "acme", 1, "active", limit)
-    account = records.AccountRules(account_id, "load", "service-account", 1, "active", limit)
+    account = records.AccountRules(account_id, "load", "service-account", 1, "active", limit, pace)
     key = records.KeyRules(
         key_id, 1, "active", limit, None, "unused", account_id, "load", "service-account", tag, "acme",
-        tokens.Digest(digest),
+        tokens.Digest(digest), pace,
     )  # fmt: skip
     rules: list[tuple[str, records.KeyRules | records.AccountRules | records.OrganizationRules]]
     rules = list(zip(charged.record_names, (key, account, organization), strict=True))
     for name, rule in reversed(rules):
-        ask(client, "EVALSHA", scripts.PUBLISH.sha, 1, name, rule.version, 0, 0, *rule.fields())
+        ask(client, "EVALSHA", scripts.PUBLISH.sha, 1, name, rule.version, 0, 0, 0, *rule.fields())
     return charged
 
 

@@ -18,7 +18,7 @@ from tests.benchmark.peers import Aiohttp, Envoy, HAProxy, Nginx
 from tests.benchmark.processes import BenchmarkFailed
 from tests.benchmark.report import Results
 from tests.benchmark.rig import Rig
-from tests.benchmark.whole_job import WholeJob, WholeJobLogged, WholeJobVaried
+from tests.benchmark.whole_job import WholeJob, WholeJobLogged, WholeJobMetered, WholeJobVaried
 
 CONTENDERS: tuple[type[Contender], ...] = (
     Envoy,
@@ -28,6 +28,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     NginxLua,
     WholeJob,
     WholeJobVaried,
+    WholeJobMetered,
     WholeJobLogged,
 )
 DRAIN, IDLE, BODIES, TLS = "drain", "idle", "bodies", "tls"

@@ -82,12 +82,13 @@ local function admit()
   if not who then return ngx.exit(401) end
   local request = ngx.var.request_id
   local head = request .. "|" .. who.key .. "|" .. who.account .. "|" .. who.tag .. "|" .. ROUTE
-  local hold, failed = connection:evalsha(ADMIT, 4, who.record, who.account_record, who.organization_record, who.holds,
-                                          digest, PRICE, TTL_MS, head)
+  local hold, failed = connection:evalsha(ADMIT, 4, who.holds, who.record, who.account_record, who.organization_record,
+                                          "", TTL_MS, digest, PRICE, head)
   if not hold then
     ngx.log(ngx.ERR, "admit failed: ", failed)
     return ngx.exit(503)
   end
+  hold = hold[1]
   connection:set_keepalive(60000, 256)
   if type(hold) ~= "string" then return ngx.exit(402) end
   ngx.req.clear_header("Authorization")
@@ -104,8 +105,8 @@ end
 local function settle_later(premature, who, hold, event)
   local connection, err = connect()
   if not connection then return ngx.log(ngx.ERR, "no Redis: ", err) end
-  local done, failed = connection:evalsha(SETTLE, 5, who.record, who.account_record, who.organization_record, who.holds,
-                                          who.events, hold, PRICE, event, "")
+  local done, failed = connection:evalsha(SETTLE, 5, who.holds, who.events, who.record, who.account_record,
+                                          who.organization_record, "", hold, PRICE, event)
   if not done then return ngx.log(ngx.ERR, "settle failed: ", failed) end
   connection:set_keepalive(60000, 256)
 end

@@ -22,16 +22,17 @@ class WholeJob(Contender):
     does = "whole job"
     charges = True
     access_log: ClassVar[str] = "off"
+    price: ClassVar[str] = f'price.request = "{rules.PRICE_CREDITS}"\n'
 
     def absent(self) -> str | None:
         return None
 
     def start(self, rig: Rig) -> None:
         self.port, management_port = free_port(), free_port()
-        routes = rig.folder / "routes.toml"
+        routes = rig.folder / f"{self.name}.routes.toml"
         routes.write_text(
             f'[[route]]\nname = "{rules.ROUTE}"\npath = "/"\nupstream = ["http://127.0.0.1:{rig.upstream_port}"]\n'
-            f'price.request = "{rules.PRICE_CREDITS}"\n'
+            f"{self.price}"
         )
         command: list[str | Path] = [
             sys.executable, "-m", "gateway", "--listen", f"127.0.0.1:{self.port}",
@@ -68,6 +69,20 @@ class WholeJobVaried(WholeJob):
     name = "whole-job-varied"
     does = "whole job, every head new"
     heads_differ = True
+
+
+class WholeJobMetered(WholeJob):
+    """The same, priced by what the answer's JSON says was used."""
+
+    name = "whole-job-metered"
+    does = "whole job, JSON metered"
+    price = (
+        f'hold = "{rules.PRICE_CREDITS}"\n'
+        "price.meters = [\n"
+        '  { unit = "input_tokens", json = "/usage/prompt_tokens", per_1 = "0" },\n'
+        f'  {{ unit = "output_tokens", json = "/usage/completion_tokens", per_1 = "{rules.PRICE_CREDITS}" }},\n'
+        "]\n"
+    )
 
 
 class WholeJobLogged(WholeJob):
