@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import hiredis
 import structlog
 
+from gateway.caller import Caller
 from gateway.contract.ids import Level, organization_id
 from gateway.contract.token import TOKEN_LENGTH, Digest, holds_token, key_id_of
 from gateway.credentials import token_in
 from gateway.directory import INVALID, NOT_READY, OVERLOADED
 from gateway.http1.head import RequestHead
-from gateway.ledger import Caller
 from gateway.recording import refused_line
 from gateway.redis_pipe import PipeLost, Reply
 from gateway.refusals import Entity, Reason, Refusal, read_admission
@@ -167,6 +167,7 @@ class Admission:
         assert caller is not None
         for level, what in zip(seen[::2], seen[1::2], strict=True):
             reason = OBSERVED[what]
+            self._proxy.metrics.observed[(self._lane.route.name, reason.value)] += 1
             self._proxy.refused.add(caller, self._lane.route.name, reason, level.decode(), observed=True)
 
     def _on_admitted(self) -> None:

@@ -25,9 +25,9 @@ _FED_AT_ONCE: Final = 16_384
 _ZSTD_WINDOW_MAX: Final = 8 * 1024 * 1024
 CODINGS_MAX: Final = 4
 
-DECODED_ALWAYS: Final = 4 * 1024 * 1024
+DECODED_ALWAYS: Final = 16 * 1024 * 1024
 GROWTH_MAX: Final = 100
-"""What may come out, in bytes: four MiB, and a hundred times what has come in. Text shrinks to a third or a tenth, a stream of
+"""What may come out, in bytes: 16 MiB, and a hundred times what has come in. Text shrinks to a third or a tenth, a stream of
 much the same events to a fiftieth."""
 
 
@@ -114,16 +114,20 @@ class _Brotli:
 
 
 class _Steps:
-    """What the zstd library writes to."""
+    """What the zstd library writes to. It is not told of a failure: it would leak the step that it is about (0.25)."""
 
-    __slots__ = ("give",)
+    __slots__ = ("failure", "give")
 
     def __init__(self) -> None:
         self.give: Give | None = None
+        self.failure = ""
 
     def write(self, step: bytes) -> int:
-        if self.give is not None:
-            self.give(step)
+        if self.give is not None and not self.failure:
+            try:
+                self.give(step)
+            except DecodingError as failure:
+                self.failure = str(failure)  # its traceback holds the step
         return len(step)
 
 
@@ -132,10 +136,13 @@ class _Zstandard:
 
     The library's writer gives what it decodes in steps of the size that it is told, but leaves what does not fit into the
     last of them for the next call. A block is at most 128 KiB, and one byte of input ends at most one block: so with room
-    for two, and the last byte written by itself, nothing is left.
+    for two, and the last byte written by itself, nothing is left. As it cannot be stopped in between, it is given little at
+    once: at most 64 MiB can come out of it, a few milliseconds, and of that nothing is kept.
     """
 
     __slots__ = ("_steps", "_writer")
+
+    _INPUT_MAX: Final = 2048
 
     def __init__(self) -> None:
         self._steps = _Steps()
@@ -143,14 +150,19 @@ class _Zstandard:
         self._writer = decompressor.stream_writer(cast(IO[bytes], self._steps), write_size=STEP_MAX)
 
     def decode(self, data: bytes, give: Give) -> None:
-        self._steps.give = give
+        steps = self._steps
+        steps.give = give
         try:
-            self._writer.write(data[:-1])
-            self._writer.write(data[-1:])
+            for start in range(0, len(data), self._INPUT_MAX):
+                end = min(start + self._INPUT_MAX, len(data))
+                self._writer.write(data[start : end - 1])
+                self._writer.write(data[end - 1 : end])
+                if steps.failure:
+                    raise DecodingError(steps.failure)
         except zstandard.ZstdError as error:
             raise DecodingError(str(error)) from error
         finally:
-            self._steps.give = None
+            steps.give = None
 
 
 _DECODERS: Final[dict[str, Callable[[], _Decoder]]] = {

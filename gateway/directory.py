@@ -17,12 +17,13 @@ import argon2
 import hiredis
 import structlog
 
+from gateway.caller import Caller
 from gateway.contract import scripts
 from gateway.contract.ids import KeyId
 from gateway.contract.layout import Layout
 from gateway.contract.records import IDENTITY_FIELDS, KeyFacts, read_key_facts
 from gateway.contract.token import Digest, Pepper, digest, key_id_of
-from gateway.ledger import Caller, Ledger
+from gateway.ledger import Ledger
 from gateway.redis_pipe import PipeLost
 from gateway.refusals import Reason, Refusal
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 from gateway.admission import Admission
 from gateway.http1.chunked import Data
 from gateway.http1.head import RequestHead
+from gateway.json_document import DocumentPlan
 from gateway.json_pointer import Pointer
 from gateway.json_scan import Absence, Found, JsonScan
 from gateway.metering import COUNT_MAX, count_of
-from gateway.pointer_tree import PointerTree
 from gateway.pricing import Rates
 from gateway.redis_pipe import bulk
 from gateway.refusals import Reason, Refusal, unpriced
@@ -109,13 +109,14 @@ class Estimating(Admission):
                 self._is_reading_ahead = True
                 self._touched = self._proxy.loop.time()
                 return None
-            scan = JsonScan(ahead.tree, is_wary=True)
-            scan.feed(b"".join(self._early))
+            begun = b"".join(self._early)
             if self._body_done:
-                scan.end()
+                values = ahead.plan.find(begun, is_whole=True)
             else:
-                self._scan = scan
-            says = dict(zip(ahead.pointers, scan.values, strict=True))
+                self._scan = ahead.plan.begin()
+                self._scan.feed(begun)
+                values = self._scan.values
+            says = dict(zip(ahead.pointers, values, strict=True))
         refusal = self._judge(says)
         if refusal is not None:
             self._refuse(refusal)
@@ -157,11 +158,11 @@ class Estimating(Admission):
 class Ahead:
     """What is looked for in a body before its request is admitted."""
 
-    __slots__ = ("pointers", "tree")
+    __slots__ = ("plan", "pointers")
 
     def __init__(self, pointers: tuple[Pointer, ...]) -> None:
         self.pointers = pointers
-        self.tree = PointerTree(pointers)
+        self.plan = DocumentPlan(pointers)
 
 
 _AMBIGUOUS: Final = Refusal(

@@ -117,10 +117,9 @@ class EventStream:
         found = []
         for event in whole.split(self._border):
             if len(event) <= EVENT_LENGTH_MAX and names.may_be_in(event):
-                if self._border == b"\n":
-                    found.append(event)
-                else:
-                    found.append(_data_of(event))
+                data = event if self._border == b"\n" else _data_of(event)
+                if data:
+                    found.append(data)
         return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
@@ -198,7 +199,8 @@ class Holding(Estimating):
             return
         events["cut_for_budget"] += 1
         level, counters = reply[1].decode(), (int(reply[2]), int(reply[3]), int(reply[4]), int(reply[5]))
-        self._cut(cut_for_budget(level, self._entities()[level], counters))
+        refusal = cut_for_budget(level, self._entities()[level], counters)
+        self._cut(replace(refusal, status=self._lane.route.quota_status))
 
     # -- the end
 

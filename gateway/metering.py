@@ -181,7 +181,7 @@ class _BodyReading(AnswerReading):
 
     def __init__(self, plan: MeterPlan, counts: dict[str, int], codings: tuple[str, ...]) -> None:
         super().__init__(plan, counts)
-        self._in_header = tuple(counts.items())
+        self._in_header = tuple(counts.items()) if counts else ()
         self._decoding = Decoding(codings) if codings else None
         self._is_over = False
 
@@ -325,7 +325,10 @@ def count_of(value: object) -> int | None:
 
 def _first_count(look: Callable[[_Names], object], places: tuple[_Names, ...]) -> int | None:
     for names in places:
-        if (count := count_of(look(names))) is not None:
+        value = look(names)
+        if type(value) is int and 0 <= value <= COUNT_MAX:
+            return value
+        if (count := count_of(value)) is not None:
             return count
     return None
 

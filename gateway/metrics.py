@@ -43,6 +43,8 @@ class Metrics:
         """(route, outcome, hundreds of the status) -> requests that were admitted and have ended."""
         self.refusals: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(route or "", reason) -> requests that were not."""
+        self.observed: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """(route, reason) -> requests that a level would have refused which only observes."""
         self.events: defaultdict[str, int] = defaultdict(int)
         """Things worth a count and no line each: see EVENT_HELP."""
         self.admission = Histogram()
@@ -61,6 +63,7 @@ class Metrics:
         return {
             "requests": [[*labels, count] for labels, count in self.requests.items()],
             "refusals": [[*labels, count] for labels, count in self.refusals.items()],
+            "observed": [[*labels, count] for labels, count in self.observed.items()],
             "events": dict(self.events),
             "histograms": {
                 name: {"counts": histogram.counts, "total": histogram.total}
@@ -96,7 +99,7 @@ _GAUGE_HELP: Final = {
     "client_connections": "Open connections of workloads.",
     "upstream_connections": "Open connections to upstreams.",
     "upstream_waiting": "Requests waiting for an upstream connection.",
-    "redis_pipe_depth": "Commands sent to Redis and not yet answered.",
+    "redis_pipe_depth": "Admissions and settlements that Redis has not answered yet.",
     "cold_lookups": "Tokens being looked up.",
     "known_callers": "Tokens recognised from memory.",
     "unsettled": "Settlements kept until Redis is back.",
@@ -115,13 +118,15 @@ def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
     """The sum of several workers' snapshots."""
     requests: defaultdict[tuple[str, ...], int] = defaultdict(int)
     refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
+    observed: defaultdict[tuple[str, ...], int] = defaultdict(int)
     events: defaultdict[str, int] = defaultdict(int)
     totals: defaultdict[str, int] = defaultdict(int)
     gauges: defaultdict[str, float] = defaultdict(float)
     targets: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     histograms = {name: Histogram() for name in _HISTOGRAM_HELP}
     for snapshot in snapshots:
-        for sums, rows in ((requests, snapshot["requests"]), (refusals, snapshot["refusals"])):
+        for sums, name in ((requests, "requests"), (refusals, "refusals"), (observed, "observed")):
+            rows = snapshot[name]
             for *labels, count in rows:
                 sums[tuple(labels)] += count
         for target, source in ((events, "events"), (totals, "totals"), (gauges, "gauges")):
@@ -137,6 +142,7 @@ def add_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
     return {
         "requests": [[*labels, count] for labels, count in requests.items()],
         "refusals": [[*labels, count] for labels, count in refusals.items()],
+        "observed": [[*labels, count] for labels, count in observed.items()],
         "events": dict(events),
         "histograms": {name: {"counts": h.counts, "total": h.total} for name, h in histograms.items()},
         "totals": dict(totals),
@@ -168,6 +174,14 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     for route, reason, count in snapshot["refusals"]:
         refusals.add_metric((route, reason), count)
     yield refusals
+    observed = CounterMetricFamily(
+        "tollkeeper_observed",
+        "Requests that were let through, and that a level which only observes would have refused.",
+        labels=("route", "reason"),
+    )
+    for route, reason, count in snapshot["observed"]:
+        observed.add_metric((route, reason), count)
+    yield observed
     events = CounterMetricFamily("tollkeeper_events", EVENT_HELP, labels=("event",))
     for name, count in snapshot["events"].items():
         events.add_metric((name,), count)

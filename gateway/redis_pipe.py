@@ -136,7 +136,8 @@ class _Connection(asyncio.Protocol):
         self._flush()
 
     def _flush(self) -> None:
-        self._on_flush()  # still due meanwhile: what it sends goes with this write
+        self._is_flush_due = True  # until it is written: what is sent meanwhile goes with it
+        self._on_flush()
         self._is_flush_due = False
         if self._outbox and self._transport is not None:
             self._transport.write(b"".join(self._outbox))

@@ -15,7 +15,8 @@ from gateway.redis_pipe import PipeLost, Reply
 from gateway.refusals import Reason
 
 if TYPE_CHECKING:
-    from gateway.ledger import Caller, Ledger
+    from gateway.caller import Caller
+    from gateway.ledger import Ledger
 
 FLUSH_S: Final = 0.5
 ROWS_MAX: Final = 10_000

@@ -136,7 +136,7 @@ class Sending(Holding, Answering):
         self._body_done = True
         connection = self._connection
         if connection is None or self._is_over:
-            if self._is_reading_ahead:
+            if self._is_reading_ahead and not self._is_over:
                 self._end_reading_ahead()
             return
         self._touched = self._proxy.loop.time()

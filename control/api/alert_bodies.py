@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from control.addresses import check_web_url, is_mail_address
 from control.api.bodies import Body, ShortText
@@ -12,9 +12,9 @@ from control.api.queries import Query
 from control.domain.alerts import THRESHOLD_MAX
 from control.domain.destinations import DestinationPatch, Kind, NewDestination
 from control.domain.redaction import holds_secret
+from control.domain.refusals import Invalid
 
 ADDRESSES_MAX: Final = 20
-_REQUIRED: Final[dict[Kind, str]] = {"webhook": "url", "email": "addresses", "slack": "url"}
 
 
 def _web_url(url: str) -> str:
@@ -44,23 +44,20 @@ class CreateDestination(Body):
     addresses: Annotated[list[MailAddress], Field(min_length=1, max_length=ADDRESSES_MAX)] | None = None
     min_threshold: Threshold = 1
 
-    @model_validator(mode="after")
-    def _has_what_its_kind_needs(self) -> CreateDestination:
-        needed = _REQUIRED[self.kind]
-        other = "addresses" if needed == "url" else "url"
-        if getattr(self, needed) is None:
-            raise ValueError(f"a destination of the kind {self.kind} needs `{needed}`")
-        if getattr(self, other) is not None:
-            raise ValueError(f"a destination of the kind {self.kind} has no `{other}`")
-        if self.addresses is not None and len(set(self.addresses)) != len(self.addresses):
-            raise ValueError("an address is there twice")
-        return self
-
     def new(self) -> NewDestination:
+        """Raises Invalid unless it has what its kind needs, and nothing of another's."""
+        needed, other = ("addresses", "url") if self.kind == "email" else ("url", "addresses")
+        if getattr(self, needed) is None:
+            raise Invalid.field(
+                needed, f"is missing; a destination of the kind {self.kind} has it", code="missing_field"
+            )
+        if getattr(self, other) is not None:
+            raise Invalid.field(other, f"is not for a destination of the kind {self.kind}")
         addresses = tuple(self.addresses or ())
-        return NewDestination(
-            self.kind, self.name or _NAMES[self.kind], self.min_threshold, self.url, addresses
-        )
+        if len(set(addresses)) != len(addresses):
+            raise Invalid.field("addresses", "has an address twice")
+        name = self.name or _NAMES[self.kind]
+        return NewDestination(self.kind, name, self.min_threshold, self.url, addresses)
 
 
 _NAMES: Final[dict[Kind, str]] = {"webhook": "Webhook", "email": "E-mail", "slack": "Slack"}

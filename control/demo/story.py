@@ -118,7 +118,8 @@ class Story:
             self._request(Answer(answer.status, {}), "POST /v1/chat/completions", self.cast.roomy_key)
         _expect(bool(text) and bool(usage), "the streamed answer was not complete")
         self._line("", f"“{text.strip()}”")
-        self._line("", f"in {pieces} pieces; {usage.get('completion_tokens')} output tokens")
+        tokens = f"{usage.get('prompt_tokens')} input and {usage.get('completion_tokens')} output tokens"
+        self._line("", f"in {pieces} pieces; it says that it used {tokens}, which is what it costs (see the ledger)")
 
     async def _an_empty_budget(self) -> None:
         self._heading("Again and again with the small key, until its limit is reached")
@@ -149,12 +150,12 @@ class Story:
         rows = [row for row in latest["data"] if row["key"] in names]
         _expect(len(rows) == sum(self._admitted.values()), f"the ledger has {len(rows)} rows of this story")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("admitted at", "key", "request", "route", "status", "outcome", "cost", "ms"):
-            table.add_column(heading, justify="right" if heading in ("cost", "ms") else "left")
+        for heading in ("admitted at", "key", "request", "route", "status", "outcome", "held", "cost", "ms"):
+            table.add_column(heading, justify="right" if heading in ("held", "cost", "ms") else "left")
         for row in reversed(rows):
-            at = str(row["admitted_at"]).partition("T")[2]
+            at = str(row["admitted_at"]).partition("T")[2].removesuffix("Z")
             request = f"{row['method']} {row['path']}"
-            rest = (row[name] for name in ("route", "status", "outcome", "cost", "total_ms"))
+            rest = (row[name] for name in ("route", "status", "outcome", "held", "cost", "total_ms"))
             table.add_row(at, names[row["key"]], request, *map(str, rest))
         self.out.print(table)
         for key in (self.cast.small_key, self.cast.roomy_key):

@@ -24,8 +24,8 @@ Billing = Literal["prepaid", "postpaid"]
 @dataclass(frozen=True, slots=True)
 class Line:
     """`end` is where the last grant ends: the limit, of which what is lost goes off. `lost` is as Postgres has it, and may lag
-    behind Redis; `closed` is what of it closed grants have lost. `grants` are those that expire and are not closed,
-    soonest first.
+    behind Redis; `closed` is what of it closed grants have lost. `grants` are those that will expire and the
+    last that has, if it is not closed, soonest first.
     """
 
     granted: Microcredits
@@ -49,13 +49,19 @@ ORGANIZATIONS: Final = """
              coalesce(max(g.end_microcredits), 0) AS line_end,
              coalesce(sum(g.lost_microcredits), 0)::bigint AS closed_lost,
              array_agg((extract(epoch FROM g.expires_at) * 1000)::bigint ORDER BY g.expires_at, g.created_at, g.id)
-               FILTER (WHERE g.closed_at IS NULL AND g.expires_at IS NOT NULL) AS expiring_ms,
+               FILTER (WHERE g.closed_at IS NULL AND g.expires_at >= expired.latest) AS expiring_ms,
              array_agg(g.end_microcredits ORDER BY g.expires_at, g.created_at, g.id)
-               FILTER (WHERE g.closed_at IS NULL AND g.expires_at IS NOT NULL) AS expiring_ends
-      FROM grants g WHERE g.organization = o.tag AND g.window_ms = o.period_since_ms AND o.billing = 'prepaid'
+               FILTER (WHERE g.closed_at IS NULL AND g.expires_at >= expired.latest) AS expiring_ends
+      FROM grants g CROSS JOIN LATERAL (
+        SELECT coalesce(max(e.expires_at), '-infinity') AS latest FROM grants e
+        WHERE e.organization = o.tag AND e.window_ms = o.period_since_ms AND e.closed_at IS NULL AND e.expires_at <= now()
+      ) expired
+      WHERE g.organization = o.tag AND g.window_ms = o.period_since_ms AND o.billing = 'prepaid'
     ) line ON true
 """
-"""Rows of organizations with what `line_of_row` reads."""
+"""Rows of organizations with what `line_of_row` reads. Of the grants that have expired and are not closed (there may be any
+number of them where nobody spends, and so nothing is booked), Redis is told of the last one alone: it ends behind the others.
+"""
 
 
 def line_of_row(row: Record) -> Line | None:

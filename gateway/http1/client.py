@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gateway.caller import Caller
 from gateway.exchange import Exchange
 from gateway.http1.body import TunnelReader, body_reader
 from gateway.http1.chunked import ChunkError, Data
@@ -18,7 +19,6 @@ from gateway.http1.forwarding import has_come_round
 from gateway.http1.head import HeadError, RequestHead, find_head_end, reject_early
 from gateway.http1.reading import read_request
 from gateway.http1.target import Target
-from gateway.ledger import Caller
 from gateway.own_endpoints import KEY_PATH, KeyQuestion
 from gateway.proxy import REPEATED_HEAD_MAX, LastHead
 from gateway.refusals import Reason, Refusal

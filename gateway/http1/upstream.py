@@ -37,6 +37,8 @@ _NO_BODY: Final = frozenset((204, 304))
 class Answering(Protocol):
     """Who is given an answer. Calls come in this order: interim*, head, body*, then one of end and lost."""
 
+    __slots__ = ()
+
     def on_connection(self, connection: UpstreamConnection) -> None:
         """A connection is lent: write the request to it."""
 

@@ -42,6 +42,7 @@ PURE = (
     "gateway.http1.own_answer",
     "gateway.credentials",
     "gateway.recording",
+    "control.domain.quota",
 )
 # What acts on the world, waits, or knows the time: arguments bring these into a pure module, imports never.
 EFFECTS = (

@@ -101,6 +101,9 @@ class Model:
         )
 
     def in_flight(self, name: str) -> int:
+        """Organizations have no pace: nobody counts theirs."""
+        if isinstance(self.records[name].rules, OrganizationRules):
+            return 0
         return sum(name in hold.records for hold in self.holds.values())
 
     def current_window(self, name: str) -> tuple[int, int]:
@@ -147,7 +150,7 @@ class Model:
         return ["observed", hold, *(word for pair in observed for word in pair)] if observed else hold
 
     def settle_many(self, batch: Sequence[Settlement], *, due: bool) -> list[int]:
-        """Thresholds are looked at when all are booked: of several that a batch crosses, each tells what is spent in the end."""
+        """Thresholds are looked at when all are booked: each that a batch crosses tells what is spent in the end."""
         answers, booked = [], set[str]()
         for settlement in batch:
             placed = self.holds.get(settlement.hold)
@@ -250,8 +253,9 @@ class Model:
                 record.told = 0
             record.window_ms, record.seen_end_ms, record.lost = window_ms, end_ms, lost
             record.observed[window_ms] += level in observing
-            if level != "organization" and self._wait_us(name) == 0:
-                record.due_us = max(record.due_us, Fraction(self.now_us)) + self._interval_us(name)
+            interval_us = self._interval_us(name)
+            if interval_us and self._wait_us(name) == 0:
+                record.due_us = self.now_us + self._owed_us(name) + interval_us
         first, second, third = (self.records[name].window_ms for name in names)
         deadline_ms = self.now_ms + ttl_ms
         hold = Held(names, (first, second, third), request.head, request.amount, self.now_ms, deadline_ms)
@@ -287,14 +291,19 @@ class Model:
         per_minute = self._pace(name).per_minute
         return Fraction(MINUTE_US, per_minute) if per_minute else Fraction(0)
 
+    def _owed_us(self, name: str) -> Fraction:
+        """The time that what was let in takes, if it comes evenly. The present pace lets nobody owe more than a whole burst:
+        what is more was owed to another pace, or by a clock that was ahead, and then there is room for one request."""
+        interval_us, burst = self._interval_us(name), self._burst(self._pace(name))
+        owed_us = max(self.records[name].due_us - self.now_us, Fraction(0))
+        return owed_us if owed_us <= burst * interval_us else (burst - 1) * interval_us
+
     def _wait_us(self, name: str) -> Fraction:
         """How long a request would have to wait: until no more than a whole burst, with itself, is owed."""
-        pace, interval_us = self._pace(name), self._interval_us(name)
-        if pace.per_minute is None:
+        if self._pace(name).per_minute is None:
             return Fraction(0)
-        burst_us = self._burst(pace) * interval_us
-        owed_us = min(max(self.records[name].due_us - self.now_us, Fraction(0)), burst_us)
-        return max(owed_us + interval_us - burst_us, Fraction(0))
+        interval_us, burst = self._interval_us(name), self._burst(self._pace(name))
+        return max(self._owed_us(name) + interval_us - burst * interval_us, Fraction(0))
 
     # Alerts.
 

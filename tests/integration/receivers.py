@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
@@ -98,7 +98,7 @@ async def receiving(path: str = "/alerts") -> AsyncIterator[Receiver]:
         await runner.cleanup()
 
 
-@dataclass(slots=True)
+@dataclass
 class Mailbox:
     """A mail server: what it took, and whom it refuses."""
 
@@ -122,7 +122,7 @@ class Mailbox:
         content = envelope.content
         assert isinstance(content, bytes)
         mail = message_from_bytes(content, policy=policy.default)
-        self.taken.append((list(envelope.rcpt_tos), cast(EmailMessage, mail)))
+        self.taken.append((list(envelope.rcpt_tos), mail))
         return "250 OK"
 
     def authenticate(
@@ -130,7 +130,7 @@ class Mailbox:
     ) -> AuthResult:
         login, password = data.login.decode(), data.password.decode()
         self.logins.append((login, password, session.ssl is not None))
-        return AuthResult(success=password == "right / password")
+        return AuthResult(success=password == "right / password", handled=False)
 
 
 @asynccontextmanager
@@ -148,6 +148,7 @@ async def mailing(
         auth_required=asks_for_login,
         authenticator=mailbox.authenticate,
         enable_SMTPUTF8=False,
+        loop=asyncio.get_running_loop(),
     )
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     mailbox.port = server.sockets[0].getsockname()[1]

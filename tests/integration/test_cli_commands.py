@@ -11,7 +11,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import asyncpg
@@ -123,6 +125,70 @@ def test_a_key_is_made_by_three_commands_and_its_token_is_all_that_standard_outp
     assert (organization["credit_limit"], organization["billing_day"]) == ("1000", 31)
 
 
+def test_limits_and_pace_are_set_and_lifted_with_options_and_the_quota_explains_them(
+    installation: Installation,
+) -> None:
+    limits = ("--enforcement", "observe", "--alerts", "100,50%")
+    pace = ("--requests-per-minute", "60", "--burst", "5", "--requests-in-flight", "3")
+    installation.output("orgs", "create", "acme", "--limit", "20", *limits)
+    installation.output("accounts", "create", "acme", "nightly-report", *limits, *pace)
+    created = installation.json("keys", "create", "acme/nightly-report", "--name", "prod", *limits, *pace)
+    key = created["key"]["id"]
+    for shown in (
+        installation.json("orgs", "show", "acme"),
+        installation.json("accounts", "show", "acme/nightly-report"),
+        installation.json("keys", "show", key),
+    ):
+        assert (shown["enforcement"], shown["alert_thresholds"]) == ("observe", [50, 100])
+    for command, noun in (("accounts", "acme/nightly-report"), ("keys", key)):
+        shown = installation.json(command, "show", noun)
+        assert (shown["requests_per_minute"], shown["burst"], shown["requests_in_flight"]) == (60, 5, 3)
+        lifted = installation.json(
+            command,
+            "update",
+            noun,
+            "--requests-per-minute",
+            "none",
+            "--requests-in-flight",
+            "none",
+            "--alerts",
+            "none",
+        )
+        assert (lifted["requests_per_minute"], lifted["burst"], lifted["requests_in_flight"]) == (None,) * 3
+        assert lifted["alert_thresholds"] == []
+    wrong = installation.run("keys", "update", key, "--burst", "many")
+    assert wrong.returncode == 2
+    assert "--burst" in wrong.stderr
+
+    installation.output("orgs", "update", "acme", "--enforcement", "enforce")
+    quota = installation.run("keys", "quota", key)
+    assert "organization's limit, 20 credits shared" in quota.stdout
+    assert installation.json("keys", "quota", key)["binding"] == "organization"
+
+
+def test_credits_are_granted_to_a_prepaid_organization_and_listed(installation: Installation) -> None:
+    installation.output("orgs", "create", "acme")
+    refused = installation.run("orgs", "grant", "acme", "5")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "prepaid" in refused.stderr
+
+    assert installation.json("orgs", "update", "acme", "--billing", "prepaid")["granted"] == "0"
+    expires = ("--expires", "2033-01-31T12:00:00Z")
+    for _ in range(2):
+        installation.output(
+            "orgs", "grant", "acme", "5", *expires, "--note", "invoice 7", "--idempotency-key", "7"
+        )
+    installation.output("orgs", "grant", "acme", "2.5")
+    rows = installation.json("orgs", "grants", "acme")["data"]
+    assert [(row["amount"], row["left"], row["note"]) for row in rows] == [
+        ("2.5", "2.5", None),
+        ("5", "5", "invoice 7"),
+    ]
+    assert "invoice 7" in installation.output("orgs", "grants", "acme")
+    assert installation.json("orgs", "show", "acme")["remaining"] == "7.5"
+    assert installation.json("orgs", "update", "acme", "--billing", "none")["billing"] is None
+
+
 def test_a_key_is_switched_off_and_on_again_until_it_is_revoked(installation: Installation) -> None:
     installation.output("orgs", "create", "acme")
     installation.output("accounts", "create", "acme", "nightly-report")
@@ -224,6 +290,65 @@ def test_usage_of_an_organization_that_did_nothing_is_an_empty_report(installati
         assert installation.json("usage", "acme", "--group-by", group)["data"] == []
     assert installation.json("ledger", "acme")["data"] == []
     assert installation.output("usage", "acme", "--from", "2026-01-01", "--to", "2026-02-01") == ""
+
+
+def test_destinations_of_alerts_are_added_tested_and_removed_and_secrets_are_printed_once(
+    installation: Installation,
+) -> None:
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(204 if self.path == "/well" else 500)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    installation.output("orgs", "create", "acme")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        added = installation.run("alerts", "destinations", "add", "acme", "webhook", "--to", f"{base}/well")
+        assert added.stdout.startswith("whsec_")
+        assert "shown this once" in added.stderr
+        slack = installation.json(
+            "alerts", "destinations", "add", "acme", "slack", "--to", f"{base}/sekret", "--name", "team"
+        )
+        assert "sekret" not in str(slack)
+        tested = installation.json("alerts", "test", "acme")["data"]
+        assert [(row["delivered"], row["status"]) for row in tested] == [(True, 204), (False, 500)]
+        server.shutdown()
+    too_soon = installation.run("alerts", "test", "acme", "--destination", slack["id"])
+    assert (too_soon.returncode, too_soon.stdout) == (1, "")
+    assert "once in 5 s" in too_soon.stderr
+
+    shown = installation.output("alerts", "destinations", "list", "acme")
+    assert "team" in shown
+    assert added.stdout.strip() not in shown
+    disabled = installation.json("alerts", "destinations", "disable", "acme", slack["id"])
+    assert (disabled["enabled"], disabled["disabled_reason"]) == (False, "operator")
+    assert installation.json("alerts", "destinations", "enable", "acme", slack["id"])["enabled"]
+    updated = installation.json(
+        "alerts", "destinations", "update", "acme", slack["id"], "--min-threshold", "100"
+    )
+    assert updated["min_threshold"] == 100
+    webhook = next(
+        row
+        for row in installation.json("alerts", "destinations", "list", "acme")["data"]
+        if row["kind"] == "webhook"
+    )
+    rotated = installation.output("alerts", "destinations", "rotate-secret", "acme", webhook["id"])
+    assert rotated.startswith("whsec_")
+    assert rotated != added.stdout
+    installation.output("alerts", "destinations", "delete", "acme", webhook["id"])
+    assert installation.run("alerts", "destinations", "delete", "acme", webhook["id"]).returncode == 4
+    assert (
+        installation.run(
+            "alerts", "destinations", "add", "acme", "slack", "--to", "http://a", "--to", "http://b"
+        ).returncode
+        == 2
+    )
+    assert installation.json("alerts", "list", "acme")["data"] == []
 
 
 def test_a_renewed_operator_token_works_and_the_one_before_it_does_not(installation: Installation) -> None:

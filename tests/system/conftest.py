@@ -21,6 +21,8 @@ from tests.conftest import run_apart
 from tests.system.git_host import GitHost
 from tests.system.installation import Addresses, Gateway, Installation, another_gateway, opened
 from tests.system.loop_thread import LoopThread
+from tests.system.metered_routes import routes_to_models
+from tests.system.model_upstream import ModelUpstream
 from tests.system.recording_upstream import RecordingUpstream
 from tests.system.running import Running, remove_data
 from tests.system.scripted_upstream import ScriptedUpstream, routes_to, scripted
@@ -100,11 +102,18 @@ def upstream(loop_thread: LoopThread) -> Iterator[RecordingUpstream]:
     recording.close()
 
 
-def serve(thread: LoopThread, application: web.Application) -> tuple[web.AppRunner, str]:
-    """Serve an aiohttp application in the loop thread: its runner and URL."""
+def serve(
+    thread: LoopThread, application: web.Application, *, notices_loss: bool = False
+) -> tuple[web.AppRunner, str]:
+    """Serve an aiohttp application in the loop thread: its runner and URL. `notices_loss`: what answers is cancelled when its
+    connection ends.
+    """
 
     async def start() -> tuple[web.AppRunner, str]:
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1, handle_signals=False)
+        runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=1, handle_signals=False,
+            handler_cancellation=notices_loss,
+        )  # fmt: skip
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -116,6 +125,14 @@ def serve(thread: LoopThread, application: web.Application) -> tuple[web.AppRunn
 def models_url(loop_thread: LoopThread) -> Iterator[str]:
     runner, url = serve(loop_thread, build_upstream())
     yield url
+    loop_thread.run(runner.cleanup())
+
+
+@pytest.fixture(scope="session")
+def models(loop_thread: LoopThread) -> Iterator[ModelUpstream]:
+    upstream = ModelUpstream()
+    runner, upstream.url = serve(loop_thread, upstream.application(), notices_loss=True)
+    yield upstream
     loop_thread.run(runner.cleanup())
 
 
@@ -140,9 +157,12 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def routes(upstream: RecordingUpstream, models_url: str, git_url: str, data_dir: Path) -> Path:
+def routes(
+    upstream: RecordingUpstream, models_url: str, git_url: str, models: ModelUpstream, data_dir: Path
+) -> Path:
     path = data_dir / "routes.toml"
-    path.write_text(ROUTES.format(recording=upstream.url, models=models_url, git=git_url))
+    table = ROUTES.format(recording=upstream.url, models=models_url, git=git_url)
+    path.write_text(table + routes_to_models(models.url))
     return path
 
 

@@ -22,7 +22,7 @@ import redis.asyncio
 from control.embedded import wait_until
 from gateway.contract.ids import KEY_ID_LENGTH, LEVELS, AccountId, KeyId, OrganizationTag
 from gateway.contract.layout import Layout
-from gateway.contract.records import COUNTER_FIELDS, read_counters
+from gateway.contract.records import COUNTER_FIELDS, Counters, read_counters
 from gateway.contract.token import PREFIX, SECRET_LENGTH, checksum
 from tests.system.running import environment
 
@@ -103,14 +103,17 @@ class Installation:
             found: dict[str, Any] = json.loads(text) if text else {}
             return found
 
-    async def organization(self, limit: str | None = None, period: str = "never") -> dict[str, Any]:
-        body = {"name": f"org-{secrets.token_hex(6)}", "credit_limit": limit, "reset_period": period}
+    async def organization(
+        self, limit: str | None = None, period: str = "never", **more: Any
+    ) -> dict[str, Any]:
+        body = {"name": f"org-{secrets.token_hex(6)}", "credit_limit": limit, "reset_period": period, **more}
         return await self.call("POST", "/v1/organizations", body)
 
     async def account(
-        self, organization: dict[str, Any], limit: str | None = None, period: str = "never"
+        self, organization: dict[str, Any], limit: str | None = None, period: str = "never", **more: Any
     ) -> dict[str, Any]:
-        body = {"name": f"worker-{secrets.token_hex(4)}", "credit_limit": limit, "reset_period": period}
+        name = f"worker-{secrets.token_hex(4)}"
+        body = {"name": name, "credit_limit": limit, "reset_period": period, **more}
         return await self.call("POST", f"/v1/organizations/{organization['id']}/service-accounts", body)
 
     async def key(
@@ -119,8 +122,9 @@ class Installation:
         account: dict[str, Any],
         limit: str | None = None,
         period: str = "never",
+        **more: Any,
     ) -> Workload:
-        body = {"name": "prod", "credit_limit": limit, "reset_period": period}
+        body = {"name": "prod", "credit_limit": limit, "reset_period": period, **more}
         made = await self.call("POST", f"/v1/service-accounts/{account['id']}/keys", body)
         return Workload(
             organization["id"],
@@ -131,10 +135,10 @@ class Installation:
             made["token"],
         )
 
-    async def workload(self, limit: str | None = None, period: str = "never") -> Workload:
+    async def workload(self, limit: str | None = None, period: str = "never", **more: Any) -> Workload:
         """A new key, with this limit of its own, of a new account of a new organization."""
         organization = await self.organization()
-        return await self.key(organization, await self.account(organization), limit, period)
+        return await self.key(organization, await self.account(organization), limit, period, **more)
 
     async def usage(self, workload: Workload, group_by: str) -> list[dict[str, Any]]:
         found = await self.call("GET", f"/v1/organizations/{workload.organization}/usage?group_by={group_by}")
@@ -170,6 +174,14 @@ class Installation:
         await self._check_counters(tag, rows)
         return rows
 
+    async def refusals(self, tag: OrganizationTag) -> dict[tuple[str, str, bool], int]:
+        """How many requests of an organization the ledger says were refused, by reason, level, and whether it only observed."""
+        found = await self.database.fetch(
+            "SELECT reason, level, observed, sum(count)::bigint FROM refusals WHERE organization = $1 GROUP BY 1, 2, 3",
+            tag,
+        )
+        return {(reason, level, observed): count for reason, level, observed, count in found}
+
     async def rows(self, tag: OrganizationTag) -> list[Row]:
         """The ledger of an organization as it is now, oldest first."""
         found = await self.database.fetch(
@@ -180,14 +192,23 @@ class Installation:
     async def _check_counters(self, tag: OrganizationTag, rows: list[Row]) -> None:
         places = {(level, row[level]) for row in rows for level in LEVELS}
         for level, identifier in sorted(places):
-            window, spent, held = await self.counters(level, identifier)
+            live = await self.live(level, identifier)
             expected = sum(
-                row["cost"] for row in rows if row[level] == identifier and row[f"{level}_window"] == window
+                row["cost"]
+                for row in rows
+                if row[level] == identifier and row[f"{level}_window"] == live.window_ms
             )
-            assert (spent, held) == (expected, 0), f"{level} {identifier}: spent and held, against the rows"
+            assert (live.spent, live.held, live.in_flight) == (expected, 0, 0), (
+                f"{level} {identifier}: spent, held and in flight, against the rows"
+            )
 
     async def counters(self, level: str, identifier: str) -> tuple[int, int, int]:
         """window, spent and held of a record in Redis, microcredits."""
+        found = await self.live(level, identifier)
+        return found.window_ms, found.spent, found.held
+
+    async def live(self, level: str, identifier: str) -> Counters:
+        """All counters of a record in Redis."""
         if level == "key":
             name = self.layout.key(KeyId(identifier))
         elif level == "account":
@@ -197,7 +218,7 @@ class Installation:
         values = await self.redis.hmget(name, list(COUNTER_FIELDS))
         found = read_counters(cast("list[bytes | None]", values))
         assert found is not None, f"{name} is not in Redis"
-        return found.window_ms, found.spent, found.held
+        return found
 
 
 @asynccontextmanager

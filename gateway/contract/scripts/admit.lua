@@ -25,8 +25,9 @@
 -- when it goes on: their callers have been told no, and the holds would be nobody's until they expired. It does not promise
 -- that holds of an ended window count in the new one: they belong to the window in which they were admitted (settle
 -- leaves the new counters alone). What is in flight knows no windows: it is the number of holds that name the record.
--- A rate is kept as the time at which the next request would be due if all came evenly (GCRA): one number, no list. It is never
--- taken to be further ahead than a whole burst, so a pace that was raised, or a clock that was set back, locks nobody out.
+-- A rate is kept as the time at which the next request would be due if all came evenly (GCRA): one number, no list. One
+-- that this pace cannot have made is an older pace's, or a clock's that was set back: then one request passes, and the burst is
+-- used up by it, so nobody is locked out.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + floor(clock[2] / 1000)
@@ -101,8 +102,9 @@ end
 
 -- When the next request would be due if this one was let in, and how long it would have to wait (0: it is in time).
 local function due_after(record)
-  local every = math.ceil(60000000 / record[RPM])
-  local due = math.max(math.min(record[TAT], now_us + record[BURST] * every), now_us) + every
+  local every, tat = math.ceil(60000000 / record[RPM]), record[TAT]
+  if tat > now_us + record[BURST] * every then tat = now_us + (record[BURST] - 1) * every end
+  local due = math.max(tat, now_us) + every
   return due, math.max(due - record[BURST] * every - now_us, 0)
 end
 

@@ -47,7 +47,10 @@ async def test_without_a_word_a_limit_is_enforced_and_alerts_come_at_80_and_100_
     shown = (await api.get(chain.paths[level])).body
 
     assert (shown["enforcement"], shown["alert_thresholds"], shown["observed"]) == ("enforce", [80, 100], 0)
-    assert await redis_client.hmget(chain.records[level], ["enforcement", "alerts"]) == [b"enforce", b"80,100"]
+    assert await redis_client.hmget(chain.records[level], ["enforcement", "alerts"]) == [
+        b"enforce",
+        b"80,100",
+    ]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -130,8 +133,8 @@ async def test_a_burst_goes_with_the_rate_that_it_belongs_to(api: Api, chain: Ch
 
 
 async def test_everything_can_be_said_when_something_is_created(api: Api, redis_client: Redis) -> None:
-    limits = {"enforcement": "observe", "alert_thresholds": [90], "credit_limit": "5"}
-    pace = {"requests_per_minute": 100, "burst": 7, "requests_in_flight": 3}
+    limits: Json = {"enforcement": "observe", "alert_thresholds": [90], "credit_limit": "5"}
+    pace: Json = {"requests_per_minute": 100, "burst": 7, "requests_in_flight": 3}
     organization = await api.organization("acme", **limits)
     account = await api.account(**limits, **pace)
     key = (await api.key(account, **limits, **pace))["key"]
@@ -228,7 +231,12 @@ async def test_a_changed_period_starts_a_fresh_window_and_the_new_window_counts_
 async def test_the_same_said_again_changes_nothing(
     api: Api, chain: Chain, database: asyncpg.Connection
 ) -> None:
-    body = {"enforcement": "observe", "alert_thresholds": [5], "requests_per_minute": 5, "requests_in_flight": 5}
+    body = {
+        "enforcement": "observe",
+        "alert_thresholds": [5],
+        "requests_per_minute": 5,
+        "requests_in_flight": 5,
+    }
     for level in PACED:
         await api.patch(chain.paths[level], body)
     versions = "SELECT version FROM accounts UNION ALL SELECT version FROM keys"

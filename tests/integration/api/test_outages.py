@@ -63,6 +63,30 @@ async def test_without_redis_nothing_new_is_saved(
     assert await database.fetchval("SELECT count(*) FROM outbox") == 0
 
 
+async def test_without_redis_nothing_is_granted(
+    frail: Api, own_redis: EmbeddedRedis, database: asyncpg.Connection
+) -> None:
+    """Where a grant goes depends on what is used up, and only Redis knows that."""
+    await frail.organization("acme", billing="prepaid")
+    headers = {"Idempotency-Key": "order-1"}
+    path, body = "/v1/organizations/acme/grants", {"amount": "10"}
+    await own_redis.stop()
+
+    answer = await frail.call("POST", path, body, headers=headers)
+    assert (answer.status, answer.code) == (503, "redis_unavailable")
+    assert await database.fetchval("SELECT count(*) FROM grants") == 0
+    shown = (await frail.get("/v1/organizations/acme")).body
+    assert (shown["granted"], shown["lost"], shown["credit_limit"]) == ("0", None, "0")
+
+    await own_redis.start()
+    assert (await frail.call("POST", path, body, headers=headers)).status == 201
+    await own_redis.stop()
+    again = await frail.call("POST", path, body, headers=headers)
+    assert (again.status, again.code) == (503, "not_yet_in_force")
+    (row,) = (await frail.get(path)).body["data"]
+    assert (row["amount"], row["left"], row["counters_available"]) == ("10", None, False)
+
+
 async def test_without_redis_a_change_is_saved_said_not_to_be_in_force_and_carried_by_the_outbox(
     frail: Api, own_redis: EmbeddedRedis, database: asyncpg.Connection
 ) -> None:

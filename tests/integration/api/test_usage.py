@@ -51,10 +51,10 @@ class Workload:
         )
         await self.gateway.settle(hold, cost, event.encode())
 
-    async def refusal(self, count: int) -> None:
+    async def refusal(self, count: int, *, observed: bool = False) -> None:
         minute_ms = int(datetime.now(UTC).timestamp()) // 60 * 60_000
         event = RefusalCount(
-            id=f"{self.key['id']}-{minute_ms}",
+            id=f"{self.key['id']}-{minute_ms}-{observed}",
             minute_ms=minute_ms,
             organization=self._tag,
             account=self.account["id"],
@@ -62,6 +62,7 @@ class Workload:
             route="default",
             reason="budget_exceeded",
             count=count,
+            observed=observed,
         )
         stream = LAYOUT.events(
             LAYOUT.shard_of(Hold.unpack(await self.gateway.admit(self._secret)).organization_tag)
@@ -83,6 +84,7 @@ async def used(
         await workload.request(cost, route=route)
         await asyncio.sleep(0.002)  # the ledger's order is by the millisecond of admission
     await other.refusal(7)
+    await other.refusal(4, observed=True)
     context = Context(database, redis_client, LAYOUT)
     await partitions.run_once(context)
     await drain.run_once(context)
@@ -95,9 +97,9 @@ async def test_usage_is_summed_by_account(api: Api, used: tuple[Workload, Worklo
     rows = {row["name"]: row for row in answer.body["data"]}
     assert answer.body["next"] is None
     assert rows["first-worker"]["account"] == used[0].account["id"]
-    figures = ("requests", "refused", "cost", "bytes_in", "bytes_out")
-    assert [rows["first-worker"][name] for name in figures] == [2, 0, "0.5", 20, 200]
-    assert [rows["second-worker"][name] for name in figures] == [1, 7, "0.000001", 10, 100]
+    figures = ("requests", "refused", "observed", "cost", "bytes_in", "bytes_out")
+    assert [rows["first-worker"][name] for name in figures] == [2, 0, 0, "0.5", 20, 200]
+    assert [rows["second-worker"][name] for name in figures] == [1, 7, 4, "0.000001", 10, 100]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,7 @@ async def test_rows_of_the_ledger_are_shown_latest_first(api: Api, used: tuple[W
         ("first-worker", "0.2"),
     ]
     assert answer.body["data"][0]["admitted_at"].endswith("Z")
+    assert answer.body["data"][0]["is_estimated"] is False
     rest = await api.get(f"/v1/organizations/acme/usage/events?limit=2&cursor={answer.body['next']}")
     assert [row["cost"] for row in rest.body["data"]] == ["0.3"]
 

@@ -9,10 +9,11 @@ import argon2
 import pytest
 import redis.asyncio
 
+from gateway.caller import Caller
 from gateway.contract import scripts, token
 from gateway.contract.token import Digest
 from gateway.directory import Directory
-from gateway.ledger import Caller, Ledger
+from gateway.ledger import Ledger
 from gateway.refusals import Reason, Refusal
 from tests.integration.gateway.world import (
     HELD,

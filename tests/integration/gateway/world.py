@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import redis.asyncio
 
+from gateway.caller import Caller
 from gateway.contract import layout, scripts, token
 from gateway.contract.ids import AccountId, KeyId, OrganizationTag
 from gateway.contract.layout import Layout
 from gateway.contract.records import AccountRules, Budget, Identity, KeyRules, OrganizationRules
 from gateway.contract.token import Digest, Pepper
-from gateway.ledger import Caller, Ledger
+from gateway.ledger import Ledger
 from gateway.redis_pipe import RedisAddress, RedisPipe, Reply, bulk
 
 PEPPER: Final = Pepper(bytes(range(32)))

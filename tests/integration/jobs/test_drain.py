@@ -38,7 +38,7 @@ async def test_every_field_of_an_event_is_in_its_row(world: World) -> None:
     await publish.run_once(world.context)
     event = world.event(
         workload, await world.admit(workload, 5_000), 1_234, status=206, outcome="cut", upstream_ms=7, total_ms=9,
-        units={"output_tokens": 12}, session="s-1", computer="c-1", trace="t-1", path="/v1/ünï",
+        units={"output_tokens": 12}, session="s-1", computer="c-1", trace="t-1", path="/v1/ünï", is_estimated=True,
     )  # fmt: skip
     await world.append(workload, event.encode())
     await drain.run_once(world.context)
@@ -231,6 +231,29 @@ async def test_refusals_are_summed_by_the_hour_of_their_minute_once(world: World
     rows = await world.postgres.fetch("SELECT hour, refused, requests FROM usage_hourly ORDER BY hour")
     first = datetime.fromtimestamp(480_000 * 3600, UTC)
     assert [tuple(row) for row in rows] == [(first, 7, 0), (first + timedelta(hours=1), 5, 0)]
+
+
+async def test_what_a_limit_would_have_refused_is_counted_apart_from_what_was_refused(world: World) -> None:
+    workload = await world.add_workload()
+    refused = replace(world.refusals(workload, 480_000 * HOUR_MS, 3), level="account")
+    observed = replace(world.refusals(workload, 480_000 * HOUR_MS, 5), level="organization", observed=True)
+    before = {
+        name: value
+        for name, value in orjson.loads(refused.encode()).items()
+        if name not in ("level", "observed")
+    }
+    for entry in (
+        refused.encode(),
+        observed.encode(),
+        observed.encode(),
+        orjson.dumps(before | {"id": "of before"}),
+    ):
+        await world.append(workload, entry)
+    assert await drain.run_once(world.context) == Drained(refusals=3)
+    rows = await world.postgres.fetch("SELECT count, level, observed FROM refusals ORDER BY level, count")
+    assert [tuple(row) for row in rows] == [(3, "", False), (3, "account", False), (5, "organization", True)]
+    (sums,) = await world.postgres.fetch("SELECT refused, observed, requests FROM usage_hourly")
+    assert tuple(sums) == (6, 5, 0)
 
 
 async def test_more_events_than_a_batch_are_drained_in_one_run(world: World) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from gateway.json_pointer import JsonValue, Pointer
+from gateway.json_pointer import Pointer
 
 NAMES = ("a", "b", "usage", "model", "0", "1", "x/y", "é", 'q"', "")
 """Few, so that they are met again, on the way to a pointer and off it."""
 
-PROFILE = {"derandomize": True, "database": None, "deadline": None}
+REPEATABLE = settings(derandomize=True, database=None, deadline=None)
 
 _TEXTS = st.one_of(
-    st.sampled_from(["", "a", "model", '"', "\\", '\\"', "{", "]", '","model":"z', "\u2028", "\U0001f600", "\x7f", "/*"]),
+    st.sampled_from(
+        ["", "a", "model", '"', "\\", '\\"', "{", "]", '","model":"z', "\u2028", "\U0001f600", "\x7f", "/*"]
+    ),
     st.text(st.characters(codec="utf-8"), max_size=8),
 )
 _SCALARS = st.one_of(
@@ -85,7 +88,3 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 
 
 SPLITS = st.lists(st.integers(1, 30), max_size=30)
-
-
-def is_container(value: JsonValue) -> bool:
-    return isinstance(value, dict | list)

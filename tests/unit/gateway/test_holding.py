@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from gateway.contract.money import Microcredits
+from gateway.exchange import Exchange
 from gateway.holding import TUNNEL_EXTENDED_EVERY_S
 from gateway.logs import AccessLog
 from gateway.pricing import Price
@@ -342,7 +343,7 @@ def test_whatever_else_is_said_of_a_request_that_has_ended_it_is_settled_once() 
         (connection,) = world.proxy.clients
         world.upstream.lines[0].say(BEGUN)
         exchange = connection._exchange
-        assert exchange is not None
+        assert isinstance(exchange, Exchange)
         for _ in range(2):
             exchange.cut("The gateway is stopping.")
             exchange.on_client_lost()

@@ -28,7 +28,9 @@ def test_the_examples_of_the_standard_lead_where_it_says(text: str) -> None:
     assert str(pointer) == text
 
 
-@pytest.mark.parametrize("text", ["/foo/2", "/foo/-", "/foo/00", "/foo/01", "/foo/bar", "/foo/0/0", "/bar", "//", "/foo/٣"])
+@pytest.mark.parametrize(
+    "text", ["/foo/2", "/foo/-", "/foo/00", "/foo/01", "/foo/bar", "/foo/0/0", "/bar", "//", "/foo/٣"]
+)
 def test_what_is_not_there_is_nowhere(text: str) -> None:
     assert look_up(DOCUMENT, parse_pointer(text).names) is NOWHERE
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.json_pointer import NOWHERE, JsonValue, Pointer, look_up, parse_pointer
 from gateway.json_scan import DEPTH_MAX, TOKEN_MAX, Absence, Found, JsonScan
 from gateway.pointer_tree import PointerTree
-from tests.unit.gateway.documents import NAMES, POINTERS, PROFILE, SPLITS, cut, documents
+from tests.unit.gateway.documents import NAMES, POINTERS, REPEATABLE, SPLITS, cut, documents
 
 A, B = parse_pointer("/a"), parse_pointer("/b")
 
@@ -31,7 +31,7 @@ def expected(document: JsonValue, pointer: Pointer) -> Found:
     return Absence.NOT_PLAIN if isinstance(value, dict | list) else value
 
 
-@settings(max_examples=800, **PROFILE)
+@settings(REPEATABLE, max_examples=800)
 @given(documents(), POINTERS, SPLITS)
 def test_it_finds_what_a_reader_of_the_whole_finds_in_any_split(
     data: bytes, pointers: list[Pointer], sizes: list[int]
@@ -44,7 +44,7 @@ def test_it_finds_what_a_reader_of_the_whole_finds_in_any_split(
         assert list(map(repr, found)) == list(map(repr, meant))
 
 
-@settings(max_examples=800, **PROFILE)
+@settings(REPEATABLE, max_examples=800)
 @given(documents(), POINTERS, st.data())
 def test_what_is_tampered_with_has_one_outcome_in_any_split_and_is_never_read_as_something_else(
     data: bytes, pointers: list[Pointer], more: st.DataObject
@@ -66,7 +66,7 @@ def test_what_is_tampered_with_has_one_outcome_in_any_split_and_is_never_read_as
     assert list(map(repr, whole)) == [repr(expected(document, pointer)) for pointer in pointers]
 
 
-@settings(max_examples=200, **PROFILE)
+@settings(REPEATABLE, max_examples=200)
 @given(documents(), st.data())
 def test_a_document_that_is_cut_off_is_not_json(data: bytes, more: st.DataObject) -> None:
     data = data.strip()
@@ -116,7 +116,8 @@ def test_a_wary_scan_takes_no_side_where_readers_differ(text: str) -> None:
         ('{"max_tokens": 1, "max_to\u212aens": 2}', ("max_tokens",)),  # the sign for Kelvin is a k without case
         ('{"max_tokens": 1, "max_token\u017f": 2}', ("max_tokens",)),  # and the long s an s
         ('{"max_tokens": 1, "MAX_TOKENS": 2}', ("max_tokens",)),
-        ('{"a": {"x": 1}, "a": {}}', ("a", "x")), ('{"a": {"x": 1}, "A": 0}', ("a", "x")), ('{"a": {"x": 1, "X": 2}}', ("a", "x")),
+        ('{"a": {"x": 1}, "a": {}}', ("a", "x")), ('{"a": {"x": 1}, "A": 0}', ("a", "x")), ('{"a": {"x": 1, "X": 2}}', ("a",
+        "x")),
         ('{"a": [{"x": 1, "x": 1}]}', ("a", "0", "x")),
     ],
 )  # fmt: skip
@@ -136,10 +137,13 @@ def test_the_same_name_elsewhere_is_nothing_to_be_wary_of(text: str) -> None:
 
 
 NOT_JSON = [
-    b"", b" ", b"{", b"[", b'{"a":1', b'{"a":1}}', b'{"a":1},', b'{"a" 1}', b'{"a":}', b"{a:1}", b"{'a':1}", b'{"a":1,}', b'{,"a":1}',
+    b"", b" ", b"{", b"[", b'{"a":1', b'{"a":1}}', b'{"a":1},', b'{"a" 1}', b'{"a":}', b"{a:1}", b"{'a':1}", b'{"a":1,}',
+    b'{,"a":1}',
     b'{"a":01}', b'{"a":1.}', b'{"a":.5}', b'{"a":+1}', b'{"a":0x1}', b'{"a":NaN}', b'{"a":tru}', b'{"a":truee}', b'{"a":"\n"}',
-    b'{"a":"\\x"}', b'{"a":"\\u12g4"}', b'{"a":1]', b'{"a":"\xff"}', b'{/* "a":2, */"a":1}', b'{"b":1 /*"*/, "a":1}', b'{"b":[/*"*/1], "a":1}',
-    b"{\"b\":['\"'], \"a\":1}", b'{"a":1} x', b'{"a":"\\ud800"}', b"\xef\xbb", '{"a":1}'.encode("utf-16"), b'{"a":- 1}', b'{"a":1e}',
+    b'{"a":"\\x"}', b'{"a":"\\u12g4"}', b'{"a":1]', b'{"a":"\xff"}', b'{/* "a":2, */"a":1}', b'{"b":1 /*"*/, "a":1}',
+    b'{"b":[/*"*/1], "a":1}',
+    b"{\"b\":['\"'], \"a\":1}", b'{"a":1} x', b'{"a":"\\ud800"}', b"\xef\xbb", '{"a":1}'.encode("utf-16"), b'{"a":- 1}',
+    b'{"a":1e}',
 ]  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from gateway.refusals import Reason
 
 ROUTES = ("models", "git")
 FAMILIES = {
-    "tollkeeper_requests": "counter", "tollkeeper_refusals": "counter", "tollkeeper_events": "counter",
+    "tollkeeper_requests": "counter", "tollkeeper_refusals": "counter", "tollkeeper_observed": "counter",
+    "tollkeeper_events": "counter",
     "tollkeeper_request_body_bytes": "counter", "tollkeeper_response_body_bytes": "counter",
     "tollkeeper_cost_microcredits": "counter", "tollkeeper_overshoot_microcredits": "counter",
     "tollkeeper_admission_seconds": "histogram", "tollkeeper_upstream_seconds": "histogram",
@@ -37,6 +38,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         metrics.refusals[
             (draw(st.sampled_from(("", *ROUTES))), draw(st.sampled_from(list(Reason))).value)
         ] += 1
+        metrics.observed[(draw(st.sampled_from(ROUTES)), draw(st.sampled_from(list(Reason))).value)] += 1
         metrics.events[draw(st.sampled_from(("bad_head", "redis_lost")))] += draw(st.integers(0, 9))
         for histogram in (metrics.admission, metrics.upstream, metrics.whole):
             histogram.observe(draw(st.integers(0, 400_000)) / 1000)
@@ -50,7 +52,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 def flat(snapshot: Snapshot) -> dict[str, float]:
     """Every counter of a snapshot by one name."""
     counts: dict[str, float] = {}
-    for kind in ("requests", "refusals"):
+    for kind in ("requests", "refusals", "observed"):
         for *labels, count in snapshot[kind]:
             counts[f"{kind} {labels}"] = counts.get(f"{kind} {labels}", 0) + count
     for kind in ("events", "totals"):

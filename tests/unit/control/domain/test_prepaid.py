@@ -33,8 +33,18 @@ def test_the_first_grant_starts_where_the_line_is_used_up() -> None:
 def test_a_grant_goes_before_those_that_expire_later_and_after_all_others() -> None:
     there = [part("soon", 10, SOON, 10), part("later", 20, LATER, 30), part("never", 30, None, 60)]
 
-    assert ends(laid(there, part("new", 5, SOON), 0)) == [("soon", 10), ("new", 15), ("later", 35), ("never", 65)]
-    assert ends(laid(there, part("new", 5, LATER), 0)) == [("soon", 10), ("later", 30), ("new", 35), ("never", 65)]
+    assert ends(laid(there, part("new", 5, SOON), 0)) == [
+        ("soon", 10),
+        ("new", 15),
+        ("later", 35),
+        ("never", 65),
+    ]
+    assert ends(laid(there, part("new", 5, LATER), 0)) == [
+        ("soon", 10),
+        ("later", 30),
+        ("new", 35),
+        ("never", 65),
+    ]
     assert ends(laid(there, part("new", 5), 0)) == [("soon", 10), ("later", 30), ("never", 60), ("new", 65)]
 
 
@@ -47,7 +57,10 @@ def test_what_was_spent_before_takes_nothing_of_a_new_grant_that_expires_sooner(
 
 
 def test_what_was_spent_beyond_everything_granted_is_not_taken_from_a_new_grant() -> None:
-    assert ends(laid([part("old", 100, None, 100)], part("new", 50, SOON), 110)) == [("new", 160), ("old", 160)]
+    assert ends(laid([part("old", 100, None, 100)], part("new", 50, SOON), 110)) == [
+        ("new", 160),
+        ("old", 160),
+    ]
     assert ends(laid([part("old", 100, None, 100)], part("new", 50), 110)) == [("old", 100), ("new", 160)]
 
 
