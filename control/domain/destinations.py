@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, TypedDict
+from urllib.parse import urlsplit
 
 from asyncpg import Record
 
@@ -30,6 +31,8 @@ DESTINATIONS_MAX: Final = 20
 SEALING_PURPOSE: Final = "alert-destinations"
 SECRET_PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
+_HINTED_LENGTH_MIN: Final = 24
+"""Of what follows the host in a Slack URL: a shorter one would be given away by four characters."""
 TEST_PAUSE_S: Final = 5
 """Between two tests of one destination."""
 
@@ -274,11 +277,13 @@ def _row(organization: OrganizationTag, identifier: str, kind: Kind) -> str:
 
 
 def _hint(new: NewDestination) -> str | None:
-    """Of a Slack URL, what is no secret (where it leads) and its last four characters, to tell it from another."""
+    """Of a Slack URL, what is no secret (where it leads) and, of a long one, the last four characters, to tell it from
+    another."""
     if new.kind != "slack" or new.url is None:
         return None
-    scheme, _, rest = new.url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}/…{new.url[-4:]}"
+    parts = urlsplit(new.url)
+    secret = new.url.partition(parts.netloc)[2]
+    return f"{parts.scheme}://{parts.netloc}/…{secret[-4:] if len(secret) >= _HINTED_LENGTH_MIN else ''}"
 
 
 def _found(row: Record | None, identifier: str) -> Record:

@@ -130,9 +130,12 @@ _STATUS: Final[dict[tuple[Level, str], Reason]] = {
 def _pace_refusal(link: Link, now_us: int) -> Verdict | None:
     pace, level = link.pace, link.level
     if pace.per_minute is not None:
-        every_us = _MINUTE_US // pace.per_minute
+        every_us = -(-_MINUTE_US // pace.per_minute)
         burst = pace.per_minute if pace.burst is None else pace.burst
-        wait_us = max(link.due_us, now_us) + every_us - burst * every_us - now_us
+        due_us = max(link.due_us, now_us)
+        if due_us > now_us + burst * every_us:  # this pace cannot have made it: another one did, before
+            due_us = now_us + (burst - 1) * every_us
+        wait_us = due_us + every_us - burst * every_us - now_us
         if wait_us > 0:
             seconds = f"{wait_us / 1_000_000:.3g}"
             detail = f"The {level} has made the {pace.per_minute} requests a minute that it may; the next one in {seconds} s."

@@ -82,7 +82,7 @@ async def report(
 
     The sums are by the hour, so `start` is rounded down and `end` up to a whole hour. Each row has the group under its
     own name (`account`, `key`, `route`, `hour`, `day`), names where they are known, and `requests`, `refused`,
-    `observed` (would have been refused where limits only observe; these are among the requests), `cost` (microcredits),
+    `observed` (let through where a limit only observes, though it was reached), `cost` (microcredits),
     `bytes_in`, `bytes_out`. Raises Invalid for a cursor that no report answered with.
     """
     names, join = _NAMES[group_by]

@@ -1,7 +1,7 @@
 """Reconcile: do the counters in Redis equal the sums of the rows? Says where they differ, and repairs nothing.
 
 For every record: `spent` is the cost of the ledger's rows of its window and of the events not drained yet, `held` is what
-the holds of its window add up to; and the ledger's own sums by window equal its rows. A difference means that something
+the holds of its window add up to, `in_flight` is how many holds name it; and the ledger's own sums by window equal its rows. A difference means that something
 was lost (a fail-over to a replica that lagged, an entry set aside as unreadable) or a defect, and is for people to judge.
 """
 
@@ -39,11 +39,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`found` and `expected` microcredits. `what`: spent and held are Redis's counters, against rows and holds; sum is
-    the ledger's sum of a window, against its rows.
+    """`found` and `expected` microcredits, or requests for in_flight. `what`: spent, held and in_flight are Redis's counters,
+    against rows and holds; sum is the ledger's sum of a window, against its rows.
     """
 
-    what: Literal["spent", "held", "sum"]
+    what: Literal["spent", "held", "in_flight", "sum"]
     level: Level
     id: str
     window_ms: int
@@ -80,7 +80,7 @@ async def differences(context: Context, attempts: int = ATTEMPTS) -> list[Differ
 
 async def _compare(context: Context) -> list[Difference]:
     counters = {place: value async for place, value in _counters(context.redis)}
-    held = await _held(context.redis, context.layout)
+    held, in_flight = await _held(context.redis, context.layout)
     waiting = await _waiting(context.redis, context.layout)
     async with context.postgres.transaction(isolation="repeatable_read", readonly=True):
         # One picture for both: an event that is in a stream and already a row is counted once.
@@ -98,6 +98,8 @@ async def _compare(context: Context) -> list[Difference]:
             found.append(Difference("spent", *place, counter.spent, spent[place]))
         if counter.held != held[place]:
             found.append(Difference("held", *place, counter.held, held[place]))
+        if place[0] != "organization" and counter.in_flight != in_flight[place[1]]:
+            found.append(Difference("in_flight", *place, counter.in_flight, in_flight[place[1]]))
     for place, sum_ in sums.items():
         if place[2] >= oldest_ms and sum_ != rows[place]:
             found.append(Difference("sum", *place, sum_, rows[place]))
@@ -125,8 +127,10 @@ def _level_of(name: str) -> Level | None:
     return _LEVEL_IN_NAME.get(parts[2]) if len(parts) == 4 else None
 
 
-async def _held(redis: Redis, layout: Layout) -> defaultdict[Place, int]:
+async def _held(redis: Redis, layout: Layout) -> tuple[defaultdict[Place, int], defaultdict[str, int]]:
+    """What is held at each place, and how many holds name each key and account."""
     sums: defaultdict[Place, int] = defaultdict(int)
+    counts: defaultdict[str, int] = defaultdict(int)
     for shard in range(layout.shards):
         members = {member async for member, _ in redis.zscan_iter(layout.holds(shard), count=_BATCH)}
         for member in members:
@@ -135,7 +139,8 @@ async def _held(redis: Redis, layout: Layout) -> defaultdict[Place, int]:
                 ids = (hold.key_id, hold.account_id, hold.organization_tag)
                 for level, identifier, window in zip(LEVELS, ids, hold.windows, strict=True):
                     sums[level, identifier, window] += hold.amount
-    return sums
+                    counts[identifier] += 1
+    return sums, counts
 
 
 async def _waiting(redis: Redis, layout: Layout) -> list[UsageEvent]:

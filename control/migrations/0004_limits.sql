@@ -50,3 +50,12 @@ CREATE TABLE grants (
 );
 CREATE INDEX grants_newest ON grants (organization, created_at DESC, id DESC);
 CREATE INDEX grants_expiring ON grants (expires_at) WHERE closed_at IS NULL;
+
+-- What Redis holds was written without these fields: every rule is published once more.
+UPDATE organizations SET version = nextval('rule_version');
+UPDATE accounts SET version = nextval('rule_version');
+UPDATE keys SET version = nextval('rule_version');
+INSERT INTO outbox (kind, entity)
+  SELECT 'organization', tag FROM organizations
+  UNION ALL SELECT 'account', id FROM accounts
+  UNION ALL SELECT 'key', id FROM keys;

@@ -39,12 +39,13 @@ class Received:
 
 @dataclass(slots=True)
 class Receiver:
-    """Takes what it is sent, unless it is told to answer otherwise: a status, "hang" or "drop"."""
+    """Takes what it is sent, in its time, unless it is told to answer otherwise: a status, "hang" or "drop"."""
 
     url: str = ""
     answer: int | Literal["hang", "drop"] = 200
     headers: dict[str, str] = field(default_factory=dict)
     text: str = ""
+    takes_s: float = 0.0
     refused: list[Received] = field(default_factory=list)
     taken: list[Received] = field(default_factory=list)
     most_at_once: int = 0
@@ -69,6 +70,7 @@ class Receiver:
     async def _answered(self, request: web.Request, received: Received) -> web.Response:
         if isinstance(self.answer, int) and self.answer < 300:
             self.taken.append(received)
+            await asyncio.sleep(self.takes_s)
             return web.Response(status=self.answer)
         self.refused.append(received)
         if self.answer == "hang":

@@ -64,3 +64,36 @@ async def test_a_file_that_fails_leaves_nothing_behind(
         assert not await is_current(conn)
     finally:
         await conn.close()
+
+
+async def test_rules_of_an_older_version_are_published_once_more_with_what_is_new_of_them(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a gateway would go by records that say nothing of enforcement, pace and alerts."""
+    before, tag = migrations()[:3], "Acme01"
+    with monkeypatch.context() as older:
+        older.setattr(module, "migrations", lambda: before)
+        await migrate(postgres_dsn)
+    conn = await asyncpg.connect(postgres_dsn)
+    try:
+        await conn.execute(
+            f"""INSERT INTO organizations (tag, name, display_name, created_by) VALUES ('{tag}', 'acme', 'Acme', 'test');
+            INSERT INTO accounts (id, organization, kind, name, display_name, created_by)
+            VALUES ('sa_{tag}0123456789', '{tag}', 'service-account', 'bot', 'Bot', 'test');
+            INSERT INTO keys (id, organization, account, name, hint, token_hash, created_by)
+            VALUES ('{tag}0123456789', '{tag}', 'sa_{tag}0123456789', 'dev', 'tk_…', '$argon2id$', 'test')"""
+        )
+        versions = "SELECT version FROM organizations UNION ALL SELECT version FROM accounts UNION ALL SELECT version FROM keys"
+        old = max(row["version"] for row in await conn.fetch(versions))
+        await migrate(postgres_dsn)
+        assert min(row["version"] for row in await conn.fetch(versions)) > old
+        waiting = {
+            (row["kind"], row["entity"]) for row in await conn.fetch("SELECT kind, entity FROM outbox")
+        }
+        assert waiting == {
+            ("organization", tag),
+            ("account", f"sa_{tag}0123456789"),
+            ("key", f"{tag}0123456789"),
+        }
+    finally:
+        await conn.close()

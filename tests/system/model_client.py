@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,10 +118,9 @@ async def rows_by_name(installation: Installation, tag: OrganizationTag) -> dict
 
 
 async def refusals_counted(
-    installation: Installation, workloads: Sequence[Workload], expected: Mapping[tuple[str, str, bool], int]
+    installation: Installation, tag: OrganizationTag, expected: Mapping[tuple[str, str, bool], int]
 ) -> None:
     """Wait until the ledger has exactly these refusals, by reason, level, and whether they were only observed."""
-    tag = workloads[0].tag
     found: dict[tuple[str, str, bool], int] = {}
 
     async def are_there() -> bool:

@@ -83,6 +83,21 @@ async def test_what_is_foreseen_is_what_the_next_request_meets(
     assert isinstance(await gateway.admit(created["token"]), bytes)
 
 
+async def test_a_raised_pace_admits_the_next_request_and_the_quota_says_so(
+    api: Api, gateway: Gateway
+) -> None:
+    await api.organization("acme")
+    created = await api.key(await api.account(), requests_per_minute=1, burst=5)
+    for _ in range(5):
+        await gateway.spend(created["token"], 0)
+    assert (await _quota(api, created))["refusal"]["reason"] == "rate_limited"
+
+    await api.patch(f"/v1/keys/{created['key']['id']}", {"requests_per_minute": 6_000, "burst": None})
+
+    assert (await _quota(api, created))["admits"] is True
+    assert isinstance(await gateway.admit(created["token"]), bytes)
+
+
 async def test_a_prepaid_organization_binds_with_what_is_left_of_its_grants(
     api: Api, gateway: Gateway
 ) -> None:

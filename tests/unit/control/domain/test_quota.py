@@ -127,6 +127,12 @@ def test_requests_that_came_too_fast_have_to_wait_for_a_time_that_is_told() -> N
     assert "in 0.5 s" in too_fast.refusal.detail
 
 
+def test_requests_owed_by_a_slower_pace_from_before_hold_up_nobody() -> None:
+    found = quota(link("key", pace=Pace(per_minute=6_000), due_us=NOW_US + 3_600_000_000))
+
+    assert found.admits is True
+
+
 def test_too_many_requests_under_way_refuse_the_next() -> None:
     pace = Pace(in_flight=2)
 

@@ -15,10 +15,12 @@ from gateway.contract.records import (
     Budget,
     Counters,
     Field,
+    Grant,
     Hold,
     Identity,
     KeyRules,
     OrganizationRules,
+    Pace,
 )
 from gateway.contract.token import Digest
 
@@ -46,7 +48,43 @@ def _as_hash(fields: list[Field]) -> dict[str, bytes]:
 def test_a_budget_is_written_in_the_words_that_the_scripts_read() -> None:
     assert _as_hash(BUDGET.fields()) == {
         "limit": b"2500000", "period": b"monthly", "billing_day": b"31", "since": b"1700000000000",
+        "enforcement": b"enforce", "alerts": b"80,100",
     }  # fmt: skip
+
+
+def test_a_budget_that_only_observes_and_tells_nobody_says_so() -> None:
+    written = _as_hash(Budget(enforcement="observe", alerts=()).fields())
+    assert (written["enforcement"], written["alerts"]) == (b"observe", b"")
+    assert _as_hash(Budget(alerts=(5, 50, 1000)).fields())["alerts"] == b"5,50,1000"
+
+
+@pytest.mark.parametrize(
+    ("pace", "rpm", "burst", "in_flight"),
+    [
+        (Pace(), b"", b"", b""), (Pace(60), b"60", b"60", b""), (Pace(60, 5), b"60", b"5", b""),
+        (Pace(in_flight=0), b"", b"", b"0"), (Pace(1, 1_000_000, 7), b"1", b"1000000", b"7"),
+    ],
+)  # fmt: skip
+def test_a_pace_without_a_bound_is_the_empty_string_and_a_burst_is_a_whole_minute_unless_it_is_given(
+    pace: Pace, rpm: bytes, burst: bytes, in_flight: bytes
+) -> None:
+    assert _as_hash(pace.fields()) == {"rpm": rpm, "burst": burst, "in_flight_max": in_flight}
+
+
+def test_grants_are_written_in_the_order_in_which_they_expire() -> None:
+    grants = (Grant(1_700_000_000_000, Microcredits(5)), Grant(1_800_000_000_000, Microcredits(12)))
+    rules = OrganizationRules(TAG, "acme", 1, "active", BUDGET, grants)
+    assert _as_hash(rules.fields())["grants"] == b"1700000000000:5,1800000000000:12"
+    assert _as_hash(replace(rules, grants=()).fields())["grants"] == b""
+
+
+def test_a_pace_belongs_to_keys_and_accounts_and_grants_to_organizations() -> None:
+    account = _as_hash(AccountRules(ACCOUNT, "builder", "service-account", 1, "active", BUDGET).fields())
+    organization = _as_hash(OrganizationRules(TAG, "acme", 1, "active", BUDGET).fields())
+    for paced in (account, _as_hash(KEY_RULES.fields())):
+        assert {"rpm", "burst", "in_flight_max"} <= set(paced)
+        assert "grants" not in paced
+    assert not {"rpm", "burst", "in_flight_max"} & set(organization)
 
 
 def test_no_limit_is_the_empty_string_and_a_limit_of_zero_is_zero() -> None:
@@ -55,13 +93,13 @@ def test_no_limit_is_the_empty_string_and_a_limit_of_zero_is_zero() -> None:
 
 
 def test_rules_never_write_a_field_that_belongs_to_the_scripts() -> None:
-    of_scripts = {*records.COUNTER_FIELDS, "version"}
+    of_scripts = {*records.COUNTER_FIELDS, "alert_at", "version"}
     organization = OrganizationRules(TAG, "acme", 1, "active", BUDGET)
     account = AccountRules(ACCOUNT, "builder", "service-account", 1, "active", BUDGET)
     for rules in (organization, account, KEY_RULES):
         written = _as_hash(rules.fields())
         assert not of_scripts & set(written)
-        assert {"status", "limit", "period", "billing_day", "since"} <= set(written)
+        assert {"status", "limit", "period", "billing_day", "since", "enforcement", "alerts"} <= set(written)
 
 
 def test_an_expiry_of_none_is_written_as_zero() -> None:
@@ -104,11 +142,18 @@ def test_a_key_record_that_is_not_there_is_no_record() -> None:
 
 
 def test_counters_are_read_and_a_record_without_a_window_has_none() -> None:
-    assert records.read_counters([b"5", b"9", b"20", b"30"]) == Counters(
-        5, Microcredits(20), Microcredits(30)
-    )
-    assert records.read_counters([b"5", None, None, None]) == Counters(5, Microcredits(0), Microcredits(0))
-    assert records.read_counters([None, None, None, None]) is None
+    stored = {
+        "window": b"5", "window_end": b"9", "spent": b"20", "held": b"30", "in_flight": b"4", "tat": b"1700000000000000",
+        "observed": b"6", "lost": b"7", "alerted": b"80",
+    }  # fmt: skip
+    assert set(stored) == set(records.COUNTER_FIELDS)
+    assert records.read_counters([stored[name] for name in records.COUNTER_FIELDS]) == Counters(
+        window_ms=5, spent=Microcredits(20), held=Microcredits(30), in_flight=4, tat_us=1_700_000_000_000_000, observed=6,
+        lost=Microcredits(7), alerted=80,
+    )  # fmt: skip
+    older = [b"5", *[None] * (len(stored) - 1)]
+    assert records.read_counters(older) == Counters(5, Microcredits(0), Microcredits(0))
+    assert records.read_counters([None] * len(stored)) is None
 
 
 def test_a_packed_hold_is_read_whole() -> None:

@@ -8,19 +8,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.contract.usage_event import OUTCOMES, EventError, RefusalCount, UsageEvent, decode
+from gateway.contract.ids import LEVELS
+from gateway.contract.usage_event import (
+    OUTCOMES,
+    AlertCrossing,
+    Event,
+    EventError,
+    RefusalCount,
+    UsageEvent,
+    decode,
+)
 
 EVENT = UsageEvent(
     request_id="01J", admitted_at_ms=1_700_000_000_123, ended_at_ms=1_700_000_000_456, organization="Acme01",
     account="sa_Acme010123456789", account_name="builder", account_kind="service-account", key="Acme01abcdefghij",
     route="models", method="POST", path="/v1/chat", status=200, outcome="completed", bytes_in=10, bytes_out=20,
     upstream_ms=30, total_ms=40, held=100, cost=60, windows=(1, 2, 3), units={"output_tokens": 7},
-    session="s", computer="c", trace="t",
+    is_estimated=True, session="s", computer="c", trace="t",
 )  # fmt: skip
 COUNT = RefusalCount(
     id="r1", minute_ms=60_000, organization="Acme01", account="sa_Acme010123456789", key="Acme01abcdefghij",
-    route="models", reason="budget_exceeded", count=9,
+    route="models", reason="budget_exceeded", count=9, level="account", observed=True,
 )  # fmt: skip
+CROSSING = AlertCrossing(
+    organization="Acme01", level="account", id="sa_Acme010123456789", window_ms=1_700_000_000_000, threshold=80,
+    limit=1_000_000, spent=800_001, at_ms=1_700_000_000_456,
+)  # fmt: skip
+ADDED_LATER = ("level", "observed")
+"""Fields of a count of refusals that an older writer does not have."""
 REQUIRED = (
     "request_id", "admitted_at_ms", "ended_at_ms", "organization", "account", "key", "route", "outcome", "cost",
 )  # fmt: skip
@@ -33,7 +48,7 @@ EVENTS = st.builds(
     account_kind=st.sampled_from(["service-account", "member"]), key=TEXT, route=TEXT, method=TEXT, path=TEXT,
     status=st.integers(0, 599), outcome=st.sampled_from(OUTCOMES), bytes_in=WHOLE, bytes_out=WHOLE, upstream_ms=WHOLE,
     total_ms=WHOLE, held=WHOLE, cost=WHOLE, windows=st.tuples(WHOLE, WHOLE, WHOLE),
-    units=st.dictionaries(TEXT, WHOLE, max_size=3), session=st.none() | TEXT,
+    units=st.dictionaries(TEXT, WHOLE, max_size=3), is_estimated=st.booleans(), session=st.none() | TEXT,
     computer=st.none() | TEXT, trace=st.none() | TEXT,
 )  # fmt: skip
 COUNTS = st.builds(
@@ -46,7 +61,13 @@ COUNTS = st.builds(
     route=TEXT,
     reason=TEXT,
     count=WHOLE,
+    level=TEXT,
+    observed=st.booleans(),
 )
+CROSSINGS = st.builds(
+    AlertCrossing, organization=TEXT, level=st.sampled_from(LEVELS), id=TEXT, window_ms=WHOLE, threshold=WHOLE, limit=WHOLE,
+    spent=WHOLE, at_ms=WHOLE,
+)  # fmt: skip
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -58,13 +79,13 @@ JSON = st.recursive(
 )
 
 
-def _stored(event: UsageEvent | RefusalCount) -> dict[str, Any]:
+def _stored(event: Event) -> dict[str, Any]:
     loaded: dict[str, Any] = orjson.loads(event.encode())
     return loaded
 
 
-@given(EVENTS | COUNTS)
-def test_an_entry_is_read_as_it_was_written(event: UsageEvent | RefusalCount) -> None:
+@given(EVENTS | COUNTS | CROSSINGS)
+def test_an_entry_is_read_as_it_was_written(event: Event) -> None:
     assert decode(event.encode()) == event
 
 
@@ -74,8 +95,8 @@ def test_an_entry_is_one_line_of_compact_json() -> None:
     assert set(_stored(EVENT)) == {field.name for field in fields(UsageEvent)}
 
 
-@pytest.mark.parametrize("event", [EVENT, COUNT])
-def test_a_reader_ignores_fields_of_a_newer_writer(event: UsageEvent | RefusalCount) -> None:
+@pytest.mark.parametrize("event", [EVENT, COUNT, CROSSING])
+def test_a_reader_ignores_fields_of_a_newer_writer(event: Event) -> None:
     newer = {**_stored(event), "invented_later": {"deep": [1, 2]}}
     assert decode(orjson.dumps(newer)) == event
 
@@ -94,6 +115,14 @@ def test_a_reader_has_a_default_for_every_field_that_an_older_writer_lacks() -> 
         "",
     )
     assert (event.session, event.computer, event.trace) == (None, None, None)
+    assert event.is_estimated is False
+
+
+def test_a_count_of_an_older_writer_is_of_requests_that_were_refused_for_nobodys_limit() -> None:
+    older = {name: value for name, value in _stored(COUNT).items() if name not in ADDED_LATER}
+    count = decode(orjson.dumps(older))
+    assert isinstance(count, RefusalCount)
+    assert (count.level, count.observed, count.count) == ("", False, 9)
 
 
 @pytest.mark.parametrize("absent", REQUIRED)
@@ -104,7 +133,7 @@ def test_an_entry_without_what_every_event_has_is_an_error_that_names_it(absent:
         decode(orjson.dumps(stored))
 
 
-@pytest.mark.parametrize("absent", list(asdict(COUNT)))
+@pytest.mark.parametrize("absent", [name for name in asdict(COUNT) if name not in ADDED_LATER])
 def test_a_refusal_count_without_one_of_its_fields_is_an_error_that_names_it(absent: str) -> None:
     stored = _stored(COUNT)
     del stored[absent]
@@ -112,8 +141,32 @@ def test_a_refusal_count_without_one_of_its_fields_is_an_error_that_names_it(abs
         decode(orjson.dumps(stored))
 
 
+@pytest.mark.parametrize("absent", [name for name in _stored(CROSSING) if name != "kind"])
+def test_a_crossing_without_one_of_its_fields_is_an_error_that_names_it(absent: str) -> None:
+    stored = _stored(CROSSING)
+    del stored[absent]
+    with pytest.raises(EventError, match=absent):
+        decode(orjson.dumps(stored))
+
+
+@given(st.sampled_from(sorted(_stored(CROSSING))), JSON)
+def test_a_crossing_with_any_one_field_spoiled_is_an_event_or_an_event_error(
+    name: str, value: object
+) -> None:
+    try:
+        event = decode(orjson.dumps({**_stored(CROSSING), name: value}))
+    except EventError:
+        return
+    assert isinstance(event, AlertCrossing)
+    assert event.level in LEVELS
+    assert all(
+        0 <= getattr(event, whole) < 2**63 for whole in ("window_ms", "threshold", "limit", "spent", "at_ms")
+    )
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff", b"{}", b'{"kind":"refused"}']
+    "data",
+    [b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff", b"{}", b'{"kind":"refused"}', b'{"kind":"alert"}'],
 )
 def test_what_is_not_an_event_is_an_event_error(data: bytes) -> None:
     with pytest.raises(EventError):

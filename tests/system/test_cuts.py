@@ -1,0 +1,266 @@
+"""Answers that outgrow their hold: it grows while there is room, and where there is none they end, in words where that can be."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import openai
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from control.embedded import wait_until
+from tests.system.installation import Installation, Row, Workload
+from tests.system.model_client import get, named, post, refusals_counted, rows_by_name, sdk, stream
+from tests.system.model_upstream import ModelUpstream, Play
+from tests.system.test_clients import QUESTION
+
+STEP = 10_000
+"""By how much the holds of "growing" grow: its price of ten events."""
+
+EVENT = 1_000
+"""What an event costs there."""
+
+CUT_WITHIN_S = 1.0
+
+LONG = Play(usage="every", tokens=(1, 400), events=400, interval_s=0.01)
+
+
+async def cut_row(installation: Installation, workload: Workload, limit: int, step: int) -> Row:
+    """The row of a workload's only request, which was cut: it cost no more than a step above the limit, and holds nothing."""
+    (row,) = await installation.settled(workload.tag)
+    assert row["outcome"] == "cut"
+    assert limit - step < row["held"] <= limit
+    assert limit < row["cost"] <= limit + step
+    live = await installation.live("key", workload.key)
+    assert (live.spent, live.held, live.in_flight) == (row["cost"], 0, 0)
+    return row
+
+
+async def test_a_stream_is_extended_while_there_is_room_and_its_last_event_is_an_error_of_the_sdk(
+    installation: Installation, models: ModelUpstream
+) -> None:
+    workload = await installation.workload("0.035")
+    said = []
+    async with sdk(installation, workload, "growing") as client:
+        events = await client.chat.completions.create(
+            model="m", messages=[QUESTION], stream=True, extra_headers=named("cut", LONG)
+        )
+        with pytest.raises(openai.APIError) as error:
+            async for event in events:
+                said.append(event.choices[0].delta.content)
+    assert "credits ran out while the answer was under way" in error.value.message
+    assert "0.035" in error.value.message
+    assert "Whoever manages the key can raise the limit" in error.value.message
+    assert (error.value.code, error.value.type) == ("budget_exceeded", "insufficient_quota")
+    row = await cut_row(installation, workload, 35_000, STEP)
+    assert row["cost"] % EVENT == 0
+    assert row["held"] == 35_000  # no room for a whole step, so it grew by what was needed
+    used = row["cost"] // EVENT
+    assert json.loads(row["units"]) == {"output_tokens": used}
+    assert said == ["word "] * used
+    (visit,) = models.of(workload.key)
+    assert visit.was_cut
+    assert visit.ended_at is not None
+    assert visit.ended_at - visit.sent_at[35] < CUT_WITHIN_S
+
+
+async def test_a_stream_for_which_there_is_room_is_whole_however_often_it_outgrows_its_hold(
+    installation: Installation,
+) -> None:
+    workload = await installation.workload("0.2")
+    async with sdk(installation, workload, "growing") as client:
+        play = Play(usage="every", tokens=(1, 95), events=95, interval_s=0.005)
+        assert await stream(client, "whole", play) == "word " * 95
+    rows = await rows_by_name(installation, workload.tag)
+    assert (rows["whole"]["outcome"], rows["whole"]["cost"]) == ("completed", 95_000)
+    assert 95_000 <= rows["whole"]["held"] < 95_000 + STEP
+
+
+async def test_a_raised_limit_is_room_for_a_stream_under_way(
+    installation: Installation, models: ModelUpstream
+) -> None:
+    workload = await installation.workload("0.08")
+    play = Play(usage="every", tokens=(1, 120), events=120, interval_s=0.01)
+    async with sdk(installation, workload, "growing") as client:
+        events = await client.chat.completions.create(
+            model="m", messages=[QUESTION], stream=True, extra_headers=named("raised", play)
+        )
+        said = 0
+        async for event in events:
+            said += len(event.choices)
+            if said == 20:
+                await installation.call("PATCH", f"/v1/keys/{workload.key}", {"credit_limit": "0.2"})
+    assert said == 121
+    rows = await rows_by_name(installation, workload.tag)
+    assert (rows["raised"]["outcome"], rows["raised"]["cost"]) == ("completed", 120_000)
+
+
+@pytest.mark.parametrize("level", ["account", "organization"])
+async def test_the_level_without_room_is_named(installation: Installation, level: str) -> None:
+    limits = {level: "0.015"}
+    organization = await installation.organization(limits.get("organization"))
+    account = await installation.account(organization, limits.get("account"))
+    workload = await installation.key(organization, account)
+    said = await post(
+        installation, workload, "/growing/chat/completions", "cut", LONG, {"model": "m", "stream": True}
+    )
+    assert (said.status, said.is_whole) == (200, True)
+    last = json.loads(said.body.strip().rpartition(b"\n\n")[2].removeprefix(b"data: "))
+    told = last["error"]["metadata"]
+    entity = {"account": account, "organization": organization}[level]
+    assert (told["level"], told["id"], told["limit"], told["remaining"]) == (
+        level,
+        entity["id"],
+        "0.015",
+        "0",
+    )
+    (row,) = await installation.settled(workload.tag)
+    assert (row["outcome"], row["held"]) == ("cut", 15_000)
+
+
+async def test_a_level_that_observes_cuts_nothing(installation: Installation) -> None:
+    workload = await installation.workload("0.015", enforcement="observe")
+    play = Play(usage="every", tokens=(1, 60), events=60, interval_s=0.005)
+    async with sdk(installation, workload, "growing") as client:
+        assert await stream(client, "whole", play) == "word " * 60
+    rows = await rows_by_name(installation, workload.tag)
+    assert (rows["whole"]["outcome"], rows["whole"]["cost"]) == ("completed", 60_000)
+
+
+async def test_what_one_request_may_cost_at_most_ends_it_too(installation: Installation) -> None:
+    workload = await installation.workload()
+    async with sdk(installation, workload, "capped") as client:
+        with pytest.raises(openai.APIError, match="may cost 0.025 credits at most") as error:
+            await stream(
+                client,
+                "capped",
+                Play(usage="every", tokens=(1, 30), events=30, interval_s=0.02, stays_after=30),
+            )
+    assert error.value.code == "cap_reached"
+    rows = await rows_by_name(installation, workload.tag)
+    row = rows["capped"]
+    assert (row["outcome"], row["cost"], row["held"]) == ("cut", 25_000, 25_000)
+
+
+async def test_messages_end_with_an_event_called_error(installation: Installation) -> None:
+    workload = await installation.workload("0.02")
+    body = {"model": "m", "messages": [], "stream": True}
+    play = Play(events=1_000, interval_s=0.02)
+    said = await post(installation, workload, "/growing-messages/messages", "cut", play, body)
+    assert said.is_whole
+    *_, last = said.body.strip().split(b"\n\n")
+    kind, data = last.split(b"\n")
+    assert kind == b"event: error"
+    told = json.loads(data.removeprefix(b"data: "))
+    assert (told["type"], told["error"]["type"], told["error"]["code"]) == (
+        "error", "insufficient_quota", "budget_exceeded",
+    )  # fmt: skip
+    await cut_row(installation, workload, 20_000, 100_000 * CUT_WITHIN_S)
+
+
+# -- where nothing can be said
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+async def test_a_coded_stream_ends_in_a_broken_chunk(installation: Installation, coding: str) -> None:
+    workload = await installation.workload("0.015")
+    play = Play(usage="every", tokens=(1, 400), events=400, interval_s=0.01, coding=coding)
+    body = {"model": "m", "stream": True}
+    said = await post(installation, workload, "/growing/chat/completions", "cut", play, body)
+    assert (said.status, said.is_whole) == (200, False)
+    await cut_row(installation, workload, 15_000, STEP)
+
+
+@pytest.mark.parametrize("has_length", [False, True])
+async def test_a_download_ends_in_a_broken_answer_within_a_step_of_its_limit(
+    installation: Installation, models: ModelUpstream, has_length: bool
+) -> None:
+    workload = await installation.workload("3.5")  # 35 KiB
+    play = Play(events=400, interval_s=0.01, has_length=has_length)
+    said = await get(installation, workload, "/download/pieces", "cut", play)
+    assert (said.status, said.is_whole) == (200, False)
+    row = await cut_row(installation, workload, 3_500_000, 1_000_000)
+    assert row["bytes_out"] == len(said.body)
+    assert row["cost"] == -(-row["bytes_out"] * 100_000 // 1024)
+    (visit,) = models.of(workload.key)
+    assert visit.ended_at is not None
+    assert visit.ended_at - visit.sent_at[35] < CUT_WITHIN_S
+
+
+async def test_a_download_as_fast_as_it_can_go_is_cut_within_a_step_too(installation: Installation) -> None:
+    workload = await installation.workload("3.5")
+    said = await get(installation, workload, "/download/pieces", "cut", Play(events=4_000, size=65_536))
+    assert not said.is_whole
+    (row,) = await installation.settled(workload.tag)
+    assert (row["outcome"], row["held"]) == ("cut", 3_500_000)
+    print(row["bytes_out"], row["cost"])
+    assert row["cost"] < 0
+
+
+async def test_a_long_poll_that_costs_more_than_there_is_is_refused_in_the_middle(
+    installation: Installation, models: ModelUpstream
+) -> None:
+    workload = await installation.workload("0.08")
+    began = time.monotonic()
+    said = await get(installation, workload, "/clock/pieces", "cut", Play(wait_s=15, events=0))
+    took_s = time.monotonic() - began
+    assert (said.status, said.document["code"], said.document["level"]) == (402, "budget_exceeded", "key")
+    assert 0.8 <= took_s < 0.8 + CUT_WITHIN_S
+    row = await cut_row(installation, workload, 80_000, 100_000 * CUT_WITHIN_S)
+    assert (row["status"], row["is_estimated"]) == (402, False)
+    await refusals_counted(installation, workload.tag, {})
+    (visit,) = models.of(workload.key)
+    assert visit.was_cut
+
+
+async def test_a_route_that_says_429_says_so_in_the_middle_too(installation: Installation) -> None:
+    workload = await installation.workload("0.03")
+    said = await get(installation, workload, "/chat-429/pieces", "cut", Play(wait_s=15, events=0))
+    assert (said.status, said.fields.get("x-should-retry")) == (429, "false")
+    assert said.document["error"]["code"] == "budget_exceeded"
+
+
+async def test_an_answer_that_is_priced_by_the_second_is_broken_off(installation: Installation) -> None:
+    workload = await installation.workload("0.05")
+    said = await get(installation, workload, "/clock/pieces", "cut", Play(events=100, interval_s=0.2))
+    assert (said.status, said.is_whole) == (200, False)
+    await cut_row(installation, workload, 50_000, 100_000 * CUT_WITHIN_S)
+
+
+@pytest.mark.parametrize("route", ["download", "clock"])
+async def test_a_websocket_is_told_why_with_1008(installation: Installation, route: str) -> None:
+    limit, step = (3_500_000, 1_000_000) if route == "download" else (60_000, 100_000)
+    workload = await installation.workload(str(limit / 1_000_000))
+    url = f"ws://127.0.0.1:{installation.addresses.gateway_port}/{route}/socket"
+    fields = workload.bearer | named("cut", Play(events=1_000, interval_s=0.02, size=1_000))
+    async with connect(url, additional_headers=fields, proxy=None, compression=None) as client:
+        received = 0
+        with pytest.raises(ConnectionClosed) as end:
+            while True:
+                received += len(await client.recv())
+    assert end.value.rcvd is not None
+    assert end.value.rcvd.code == 1008
+    assert end.value.rcvd.reason.startswith("The credits ran out while the answer was under way")
+    row = await cut_row(installation, workload, limit, step)
+    assert row["status"] == 101
+    assert 0 < row["bytes_out"] - received < 100 + received // 100
+
+
+async def test_a_stream_that_is_cut_leaves_the_connection_fit_for_the_next_request(
+    installation: Installation,
+) -> None:
+    workload = await installation.workload("0.015")
+    url = f"{installation.addresses.gateway}/growing/chat/completions"
+    body = {"model": "m", "stream": True}
+    async with installation.http.post(url, headers=workload.bearer | LONG.fields, json=body) as answer:
+        assert b"budget_exceeded" in await answer.read()
+    await installation.call("PATCH", f"/v1/keys/{workload.key}", {"credit_limit": None})
+    status, _ = await installation.ask(workload, "/flat/pieces")
+    assert status == 200
+
+    async def is_settled() -> bool:
+        return (await installation.live("key", workload.key)).held == 0
+
+    await wait_until(is_settled, 10, "the requests to be settled")
