@@ -1,5 +1,6 @@
-"""A recognised key: who it is, and what all its commands to Redis have in common, as bytes of the protocol, prepared once: formatting
-a command then costs a tuple.
+"""A recognised key: who it is, and what all its commands to Redis have in common, as bytes of the protocol.
+
+Prepared once, so that formatting a command costs a tuple.
 """
 
 from __future__ import annotations

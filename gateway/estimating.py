@@ -77,18 +77,27 @@ class Estimating(Admission):
         self._admit()
 
     def _watch_body(self, data: Data) -> None:
-        """More of a body whose beginning decided the rates: a second word on that is no second choice."""
+        """More of a body whose beginning decided the rates: nothing that comes now may say otherwise."""
         scan = self._scan
         assert scan is not None
-        before = list(scan.values)
         scan.feed(bytes(data))
-        if any(
-            now is Absence.AMBIGUOUS and then is not now
-            for now, then in zip(scan.values, before, strict=True)
-        ):
-            self._proxy.metrics.events["ambiguous_body"] += 1
-            self.client.close_after_answer()
-            self.on_bad_body(_AMBIGUOUS)
+        if not scan.is_json or Absence.AMBIGUOUS in scan.values:
+            refusal = _AMBIGUOUS
+        elif self._is_priced_otherwise(scan.values):
+            refusal = Refusal(Reason.BAD_REQUEST, detail=_TOO_LATE.format(self._lane.route.read_ahead_bytes))
+        else:
+            return
+        self._scan = None
+        self._proxy.metrics.events["ambiguous_body"] += 1
+        self.client.close_after_answer()
+        self.on_bad_body(refusal)
+
+    def _is_priced_otherwise(self, values: list[Found]) -> bool:
+        table, ahead = self._lane.route.price.table, self._lane.ahead
+        if table is None or not table.request or ahead is None:
+            return False
+        says = dict(zip(ahead.pointers, values, strict=True))
+        return table.rates(_first_text(says, table.request)) is not self._rates
 
     def on_bad_body(self, refusal: Refusal) -> None:
         """The client's body is malformed, too large or too slow: nothing that follows it can be trusted."""
@@ -108,14 +117,16 @@ class Estimating(Admission):
                     self.client.write(CONTINUE)
                 self._is_reading_ahead = True
                 self._touched = self._proxy.loop.time()
+                self.client.resume_reading()
                 return None
             begun = b"".join(self._early)
             if self._body_done:
                 values = ahead.plan.find(begun, is_whole=True)
             else:
-                self._scan = ahead.plan.begin()
-                self._scan.feed(begun)
-                values = self._scan.values
+                scan = ahead.plan.begin()
+                scan.feed(begun)
+                values = scan.values
+                self._scan = scan if scan.is_json else None
             says = dict(zip(ahead.pointers, values, strict=True))
         refusal = self._judge(says)
         if refusal is not None:
@@ -131,8 +142,7 @@ class Estimating(Admission):
             return _AMBIGUOUS
         estimate, table = route.estimate, route.price.table
         if table is not None and table.request:
-            texts = (_text(says[pointer]) for pointer in table.request)
-            chosen = next((text for text in texts if text is not None), None)
+            chosen = _first_text(says, table.request)
             rates = table.rates(chosen)
             if rates is None:
                 return unpriced(str(table.request[0]), chosen, route.name)
@@ -169,6 +179,16 @@ _AMBIGUOUS: Final = Refusal(
     Reason.BAD_REQUEST,
     detail="What the request costs depends on a field of its body that is there twice, or in two spellings. Send it once.",
 )
+
+
+_TOO_LATE: Final = (
+    "What the request costs depends on a field of its body that comes late: send it in the first {} bytes."
+)
+
+
+def _first_text(says: Mapping[Pointer, Found], pointers: tuple[Pointer, ...]) -> str | None:
+    texts = (_text(says[pointer]) for pointer in pointers)
+    return next((text for text in texts if text is not None), None)
 
 
 def _text(value: Found) -> str | None:

@@ -107,7 +107,7 @@ class Exchange(Sending):
         self._proxy.metrics.upstream.observe(now - self._sent_at)
         self._status = head.status
         self._answer_head = head
-        if self._lane.meters is not None:
+        if self._lane.meters is not None and 200 <= head.status < 300:
             self._reading = self._lane.meters.begin(head.fields)
         client = self.client
         length, fields = head.length, head.fields
@@ -220,13 +220,14 @@ class Exchange(Sending):
     def _break_off(self, refusal: Refusal) -> None:
         client, now = self.client, self._proxy.loop.time()
         if self._frames is not None and not self._frames.is_between_frames and not self._cut_by:
-            self._cut_by, self._cut_due = refusal, now + FRAME_END_S
-            return
+            self._cut_by, self._cut_due = refusal, now if self._proxy.is_draining else now + FRAME_END_S
         is_whole = self._frames is None or self._frames.is_between_frames
         if not is_whole and now < self._cut_due:
             return
         self._finish("cut")
-        if self._frames is not None and is_whole:
+        if self._answer_done:
+            client.break_off()  # behind a whole answer there is nothing to say
+        elif self._frames is not None and is_whole:
             code = GOING_AWAY if self._proxy.is_draining else POLICY_VIOLATION
             client.write(close_frame(code, refusal.public_detail))
             client.end_tunnel()

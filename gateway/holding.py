@@ -117,11 +117,11 @@ class Holding(Estimating):
 
     # -- what it costs, and whether that is held
 
-    def _cost(self, now: float) -> Microcredits:
-        """What it has come to so far."""
+    def _total(self, now: float) -> int:
+        """What it has come to so far, in microcredits; the cap is not looked at."""
         reading = self._reading
         counts = reading.counts if reading is not None else _NOTHING
-        return self._lane.route.price.cost(
+        return self._lane.route.price.total(
             self._bytes_in, self._bytes_out, round((now - self._started) * 1000), counts, self._rates_now()
         )
 
@@ -135,15 +135,18 @@ class Holding(Estimating):
     def _look_at_cost(self, now: float) -> None:
         """Is what was used still held? If not, more is asked for, once at a time."""
         price = self._lane.route.price
-        cost = self._cost(now)
+        total = self._total(now)
+        cost = min(total, price.cap)
         self._covered_bytes = self._bytes_out + price.bytes_out_within(self._held, cost)
-        if cost <= self._held:
-            self._outgrown_at = 0.0
-        elif self._held >= price.cap:
-            self._cut(cut_for_cap(self._lane.route.name, price.cap))
-        elif not self._extending:
+        if cost > self._held:
             self._outgrown_at = self._outgrown_at or now
-            self._extend(now, max(cost - self._held, min(self._lane.route.hold_step, price.cap - self._held)))
+            if not self._extending:
+                step = min(self._lane.route.hold_step, price.cap - self._held)
+                self._extend(now, max(cost - self._held, step))
+        else:
+            self._outgrown_at = 0.0
+            if total > price.cap:
+                self._cut(cut_for_cap(self._lane.route.name, price.cap))
         if self._outgrown_at and now - self._outgrown_at > UNCOVERED_MAX_S:
             self.cut("The answer costs more than could be held for it.")
 
@@ -165,10 +168,11 @@ class Holding(Estimating):
         self._extending = False
         if self._is_over or isinstance(reply, PipeLost):
             return
-        other, self._other_hold = self._other_hold, None
         if isinstance(reply, bytes):
+            self._other_hold = None
             self._take_hold(reply)
         elif isinstance(reply, list):
+            other, self._other_hold = self._other_hold, None
             if reply[0] == b"gone" and other is not None:
                 self._take_hold(other)
                 self._extend(self._proxy.loop.time())
@@ -193,7 +197,7 @@ class Holding(Estimating):
             words = _EXPIRED if reply[0] == b"gone" else _NOT_IN_FORCE
             self.cut(words)
             return
-        needed = max(self._cost(now) - self._held, 1)
+        needed = max(min(self._total(now), self._lane.route.price.cap) - self._held, 1)
         if needed < self._asked_for:  # no room for a step: for what it takes, perhaps
             self._extend(now, needed)
             return
@@ -222,14 +226,16 @@ class Holding(Estimating):
         self._finish(outcome, charged=charged and self._sent_at > 0)
         self.client.answer_refusal(refusal, self._lane.route.errors, self.public_id)
 
-    def _charge(self, now: float) -> tuple[Microcredits, bool]:
-        """What is charged, and whether that is estimated: where an answer that went well never said what was used, it is the
-        larger of what was measured and what was held at the beginning."""
-        cost, reading = self._cost(now), self._reading
-        went_well = not self._headed_at or 200 <= self._status < 300
-        if self._lane.meters is not None and went_well and (reading is None or not reading.counts):
-            return Microcredits(max(cost, self._estimate)), True
-        return cost, False
+    def _charge(self, outcome: Outcome, now: float) -> tuple[Microcredits, bool]:
+        """What is charged, and whether that is estimated: where nobody said what was used, or an answer that ended early said
+        only a part of it, it is the larger of what was measured and what was held at the beginning."""
+        cost = min(self._total(now), self._lane.route.price.cap)
+        is_metered = self._lane.meters is not None and (not self._headed_at or _is_served(self._status))
+        if is_metered:
+            reading = self._reading
+            if reading is None or not reading.counts or (outcome != "completed" and reading.missing):
+                return Microcredits(max(cost, self._estimate)), True
+        return Microcredits(cost), False
 
     def _finish(self, outcome: Outcome, *, charged: bool = True) -> None:
         """Settle, count, log: once."""
@@ -246,7 +252,7 @@ class Holding(Estimating):
         if connection is None and not self._headed_at:
             self._lane.targets.stop_waiting(self)
         now = proxy.loop.time()
-        cost, is_estimated = self._charge(now) if charged else (Microcredits(0), False)
+        cost, is_estimated = self._charge(outcome, now) if charged else (Microcredits(0), False)
         event = self._event(hold, outcome, now, cost, is_estimated)
         other = self._other_hold
         frees = cost != self._held or other is not None or proxy.in_flight < COMPANY_IN_FLIGHT
@@ -279,3 +285,8 @@ class Holding(Estimating):
             ),
             reading.counts if reading is not None else _NOTHING, is_estimated=is_estimated,
         )  # fmt: skip
+
+
+def _is_served(status: int) -> bool:
+    """Whether an answer with this status used what the route meters; an error answer costs what was measured of it."""
+    return 200 <= status < 300 or status == 101

@@ -1,7 +1,7 @@
 """Finds values at JSON pointers in a document that comes in pieces, and keeps none of it. Pure.
 
 Most of a document is not on the way to any pointer. That is skipped by compiled regular expressions, a run of members or a
-nested value at a time; what is on the way is stepped through, a member at a time; strings are skipped with `find`. What is
+nested value at a time; what is on the way is stepped through, a member at a time. What is
 kept between two pieces is the beginning of one token, at most TOKEN_MAX.
 
 Syntax is checked where it decides where a value begins and ends: strings and their escapes, numbers, what stands between
@@ -277,11 +277,7 @@ class JsonScan:
             at += 1
 
     def _string(self, buffer: bytes, at: int) -> int | None:
-        quote = buffer.find(b'"', at)
-        if buffer.find(b"\\", at, len(buffer) if quote < 0 else quote) < 0:
-            end = len(buffer) if quote < 0 else quote
-        else:
-            end = SKIP_CHARS.match(buffer, at).end()  # type: ignore[union-attr]  # it may be empty
+        end = SKIP_CHARS.match(buffer, at).end()  # type: ignore[union-attr]  # it may be empty
         if end == len(buffer):
             return None
         if buffer[end] == _QUOTE:

@@ -84,8 +84,19 @@ class Price:
         counts: Mapping[str, int] = {},
         rates: Rates = NO_RATES,
     ) -> Microcredits:
-        """The cost of one request that reached its upstream. `counts` are units that were reported, at `rates` (those of
-        `units`, or a row of the table)."""
+        """The cost of one request that reached its upstream, never more than `cap`. Arguments as those of `total`."""
+        return Microcredits(min(self.total(bytes_in, bytes_out, elapsed_ms, counts, rates), self.cap))
+
+    def total(
+        self,
+        bytes_in: int,
+        bytes_out: int,
+        elapsed_ms: int,
+        counts: Mapping[str, int] = {},
+        rates: Rates = NO_RATES,
+    ) -> int:
+        """What it would cost without a cap. `counts` are units that were reported, at `rates` (those of `units`, or a row of
+        the table)."""
         total: int = self.request
         if self.kib_in:
             total += _round_up(bytes_in * self.kib_in, 1024)
@@ -97,7 +108,7 @@ class Price:
             rate = rates.get(unit)
             if rate is not None:
                 total += rate.cost(count)
-        return Microcredits(min(total, self.cap))
+        return total
 
     def bytes_out_within(self, amount: int, already: int) -> float:
         """How many bytes may be sent before more than `amount` is reached, if all else has cost `already`; infinite where bytes

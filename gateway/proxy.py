@@ -224,7 +224,8 @@ class Proxy:
         """The end: everything settled if Redis lets us within `settle_s`, then every connection closed."""
         deadline = self.loop.time() + settle_s
         self.refused.flush()
-        while self.loop.time() < deadline and (self.ledger.unsettled or self.ledger.depth):  # noqa: ASYNC110 - the end of the process; an event for it would be paid by every request
+        ledger = self.ledger
+        while self.loop.time() < deadline and (ledger.unsettled or ledger.depth or ledger.pipe.depth):  # noqa: ASYNC110 - the end of the process; an event for it would be paid by every request
             await asyncio.sleep(0.01)
         if self.ledger.unsettled:
             log.error("settlements_left_to_expire", count=self.ledger.unsettled)

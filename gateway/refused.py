@@ -53,9 +53,10 @@ class RefusalCounts:
 
     def add(self, caller: Caller, route: str, reason: Reason, level: str, *, observed: bool = False) -> None:
         """One more request of a known key that was refused, or would have been."""
-        if len(self._counts) < ROWS_MAX:
-            minute_ms = int(time.time() * 1000) // _MINUTE_MS * _MINUTE_MS
-            self._counts[_What(caller, route, reason.value, level, observed, minute_ms)] += 1
+        minute_ms = int(time.time() * 1000) // _MINUTE_MS * _MINUTE_MS
+        what = _What(caller, route, reason.value, level, observed, minute_ms)
+        if what in self._counts or len(self._counts) < ROWS_MAX:
+            self._counts[what] += 1
 
     def on_tick(self, now: float) -> None:
         if now >= self._due:

@@ -121,7 +121,7 @@ class Sending(Holding, Answering):
         if self._is_over:
             return
         connection = self._connection
-        if self._scan is not None and self._hold is not None:
+        if self._scan is not None:
             self._watch_body(data)
             if self.is_over:
                 return

@@ -26,10 +26,9 @@ def limited(amount: int | None, period: Any = "never", **more: Any) -> Budget:
     return Budget(None if amount is None else Microcredits(amount), period, **more)
 
 
-def spend(desk: Desk, cost: int, *, of: Workload = BUILDER, held: int = 0) -> None:
-    """Settle a request at this cost. What is held does not matter; 0 is admitted up to the limit itself."""
+def spend(desk: Desk, cost: int, *, of: Workload = BUILDER) -> None:
     number = len(desk.stream(of))
-    assert desk.settle(of, desk.admitted(of, held, request=f"r{number}"), cost, f'{{"n":{number}}}') == 1
+    assert desk.settle(of, desk.admitted(of, request=f"r{number}"), cost, f'{{"n":{number}}}') == 1
 
 
 def told(desk: Desk) -> list[int]:
@@ -42,7 +41,9 @@ def change(desk: Desk, level: Level, budget: Budget, version: int = 2) -> None:
 
 
 @every_level
-def test_by_default_80_and_100_percent_are_told_each_with_all_there_is_to_know(clocked: Desk, level: Level) -> None:
+def test_by_default_80_and_100_percent_are_told_each_with_all_there_is_to_know(
+    clocked: Desk, level: Level
+) -> None:
     clocked.publish_all(BUILDER, **{level: limited(1_000, "daily")})
     spend(clocked, 799)
     assert told(clocked) == []
@@ -62,7 +63,9 @@ def test_an_alert_of_a_member_names_the_organization_too(clocked: Desk) -> None:
     member = replace(BUILDER, account=AccountId(f"mb_{BUILDER.tag}0000000001"))
     clocked.publish_all(member, account=limited(10))
     spend(clocked, 10, of=member)
-    assert {(alert.organization, alert.id) for alert in clocked.alerts(member)} == {(BUILDER.tag, member.account)}
+    assert {(alert.organization, alert.id) for alert in clocked.alerts(member)} == {
+        (BUILDER.tag, member.account)
+    }
 
 
 def test_a_settlement_that_crosses_at_all_levels_tells_each(clocked: Desk) -> None:
@@ -73,7 +76,7 @@ def test_a_settlement_that_crosses_at_all_levels_tells_each(clocked: Desk) -> No
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 101, 1_000_003, 999_999_999_999_999, AMOUNT_MAX])
-@pytest.mark.parametrize("threshold", [1, 33, 80, 99, 100, 101, 1_000])
+@pytest.mark.parametrize("threshold", [1, 33, 80, 99, 100, 101, 900])
 def test_a_threshold_is_crossed_at_its_very_microcredit(clocked: Desk, limit: int, threshold: int) -> None:
     at = -(-limit * threshold // 100)
     clocked.publish_all(BUILDER, key=limited(limit, alerts=(threshold,), enforcement="observe"))
@@ -94,7 +97,7 @@ def test_any_list_of_thresholds_is_told_each_once_as_it_is_reached(valkey: redis
     @settings(max_examples=60, derandomize=True, database=None, deadline=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(
-        limit=st.integers(1, 200) | st.integers(1, AMOUNT_MAX),
+        limit=st.integers(1, 200) | st.integers(1, AMOUNT_MAX // 2),
         thresholds=st.sets(st.integers(1, 1_000), max_size=8).map(sorted),
         shares=st.lists(st.integers(0, 100), min_size=1, max_size=12),
     )
@@ -110,7 +113,9 @@ def test_any_list_of_thresholds_is_told_each_once_as_it_is_reached(valkey: redis
             hold = str(answer[1] if isinstance(answer, list) else answer)
             assert desk.settle(BUILDER, hold, cost) == 1
             spent += cost
-            now_reached = [threshold for threshold in thresholds if spent > 0 and 100 * spent >= threshold * limit]
+            now_reached = [
+                threshold for threshold in thresholds if spent > 0 and 100 * spent >= threshold * limit
+            ]
             assert told(desk) == reached + now_reached[len(reached) :] == now_reached
             reached = now_reached
 
@@ -137,7 +142,9 @@ def test_no_thresholds_and_no_limit_tell_nothing(clocked: Desk) -> None:
 
 @every_level
 @pytest.mark.parametrize("budget", [limited(None), limited(100, alerts=())])
-def test_a_level_that_has_nothing_to_tell_is_looked_at_once(clocked: Desk, level: Level, budget: Budget) -> None:
+def test_a_level_that_has_nothing_to_tell_is_looked_at_once(
+    clocked: Desk, level: Level, budget: Budget
+) -> None:
     """Settlements after the first are spared the question."""
     clocked.publish_all(BUILDER, **{level: budget})
     spend(clocked, 1)
@@ -205,7 +212,8 @@ def test_a_hold_that_settles_before_anybody_opens_the_new_window_crosses_in_its_
 
 @every_level
 @pytest.mark.parametrize(
-    ("raised", "armed"), [(100, []), (101, [100]), (124, [100]), (126, [80, 100]), (200, [80, 100]), (None, [])]
+    ("raised", "armed"),
+    [(100, []), (101, [100]), (124, [100]), (126, [80, 100]), (200, [80, 100]), (None, [])],
 )
 def test_a_raised_limit_arms_those_thresholds_that_lie_ahead_again(
     clocked: Desk, level: Level, raised: int | None, armed: list[int]
@@ -236,7 +244,9 @@ def test_a_lowered_limit_can_be_crossed_by_the_next_settlement(clocked: Desk) ->
     change(clocked, "account", limited(100))
     assert told(clocked) == [], "nobody has settled yet"
     clocked.settle(BUILDER, running, 1)
-    assert [(alert.threshold, alert.limit, alert.spent) for alert in clocked.alerts(BUILDER)] == [(80, 100, 91)]
+    assert [(alert.threshold, alert.limit, alert.spent) for alert in clocked.alerts(BUILDER)] == [
+        (80, 100, 91)
+    ]
 
 
 def test_a_lowered_limit_tells_nothing_that_was_told(clocked: Desk) -> None:
@@ -336,7 +346,9 @@ def test_a_loss_brings_the_thresholds_nearer(clocked: Desk) -> None:
     spend(clocked, 77)
     assert (clocked.counter(BUILDER, "organization", "lost"), told(clocked)) == (90, [])
     spend(clocked, 1)
-    assert [(alert.threshold, alert.limit, alert.spent) for alert in clocked.alerts(BUILDER)] == [(80, 110, 88)]
+    assert [(alert.threshold, alert.limit, alert.spent) for alert in clocked.alerts(BUILDER)] == [
+        (80, 110, 88)
+    ]
     spend(clocked, 22)
     assert told(clocked) == [80, 100]
 
@@ -346,27 +358,22 @@ def test_whoever_books_a_loss_the_next_settlement_goes_by_it(clocked: Desk, find
     grants = (Grant(NOW_MS + 1_000, Microcredits(100)),)
     clocked.publish_all(BUILDER)
     clocked.publish(rules_of("organization", BUILDER, limited(200), 2, grants=grants))
-    hold = clocked.admitted(BUILDER)
-    spend(clocked, 90)
+    spend(clocked, 10)
     running = clocked.admitted(BUILDER, 10, request="running")
     if finder == "publish":
         rules = rules_of("organization", BUILDER, limited(200), 2, grants=grants)
-        assert clocked.publish(rules, window=0, spent=0, lost=100) == 0
+        assert clocked.publish(rules, window=0, spent=0, lost=80) == 0
     else:
         clocked.set_time(NOW_MS + 1_000)
         if finder == "admit":
             clocked.admitted(BUILDER, request="finder")
         else:
             running = str(clocked.extend(BUILDER, running, 2))
-    lost = clocked.counter(BUILDER, "organization", "lost")
-    assert lost == {"admit": 0, "extend": 0, "publish": 100}[finder]
-    clocked.settle(BUILDER, running, 0)
-    clocked.admit(BUILDER, request="looks again")
-    clocked.settle(BUILDER, hold, 1)
-    expected = 100 if finder == "publish" else 110
-    limit = 200 - clocked.counter(BUILDER, "organization", "lost")
-    assert limit == expected
-    assert told(clocked) == ([80] if 100 * 91 >= 80 * limit else [])
+    assert clocked.counter(BUILDER, "organization", "lost") == 80
+    assert clocked.settle(BUILDER, running, 86) == 1
+    assert [(alert.threshold, alert.limit, alert.spent) for alert in clocked.alerts(BUILDER)] == [
+        (80, 120, 96)
+    ]
 
 
 def test_another_grant_arms_the_thresholds_again(clocked: Desk) -> None:
@@ -384,5 +391,10 @@ def test_several_entities_that_cross_in_one_batch_are_each_told(clocked: Desk) -
     for of in crowd:
         clocked.publish_all(of, key=limited(10))
     holds = [clocked.admitted(of, 9) for of in crowd]
-    assert clocked.settle_many([Settlement(of, hold, 9) for of, hold in zip(crowd, holds, strict=True)]) == [1] * 3
-    assert [(alert.id, alert.threshold) for alert in clocked.alerts(BUILDER)] == [(of.key, 80) for of in crowd]
+    assert (
+        clocked.settle_many([Settlement(of, hold, 9) for of, hold in zip(crowd, holds, strict=True)])
+        == [1] * 3
+    )
+    assert [(alert.id, alert.threshold) for alert in clocked.alerts(BUILDER)] == [
+        (of.key, 80) for of in crowd
+    ]

@@ -152,7 +152,7 @@ class ModelUpstream:
         self.visits: list[Visit] = []
         self._under_way: Counter[str] = Counter()
         self.most_at_once: Counter[str] = Counter()
-        """By key: how many requests were being answered at one time, at most."""
+        """By key, and by account: how many requests were being answered at one time, at most."""
 
     def of(self, key: str) -> list[Visit]:
         """What came with this key, in the order of arrival."""
@@ -172,8 +172,10 @@ class ModelUpstream:
         key = request.headers.get("X-Principal-Key-Id", "")
         request[VISIT] = visit = Visit(key, request.path_qs)
         self.visits.append(visit)
-        self._under_way[key] += 1
-        self.most_at_once[key] = max(self.most_at_once[key], self._under_way[key])
+        whose = (key, request.headers.get("X-Principal-Id", ""))
+        for one in whose:
+            self._under_way[one] += 1
+            self.most_at_once[one] = max(self.most_at_once[one], self._under_way[one])
         try:
             body = await request.read()
             visit.body_bytes, visit.sha256 = len(body), sha256(body).hexdigest()
@@ -187,7 +189,7 @@ class ModelUpstream:
             visit.was_cut = True
             raise
         finally:
-            self._under_way[key] -= 1
+            self._under_way.subtract(whose)
             visit.ended_at = time.monotonic()
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:

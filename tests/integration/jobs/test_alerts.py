@@ -126,7 +126,7 @@ async def test_an_alert_reaches_every_destination_that_wants_it_signed_and_once(
 async def test_two_jobs_at_once_send_nothing_twice(alerted: Alerted, migrated_dsn: str) -> None:
     other = await asyncpg.connect(migrated_dsn)
     async with receiving() as receiver:
-        receiver.takes_s = 0.05  # so that the other one looks while this is on its way
+        receiver.takes_s = 0.02  # so that both look for more while some are on their way
         for number in range(5):
             await alerted.add(url=f"{receiver.url}?{number}")
         await alerted.cross(*(alerted.crossing(threshold) for threshold in range(1, 41)))

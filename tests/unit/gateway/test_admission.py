@@ -6,7 +6,7 @@ import hiredis
 import orjson
 import pytest
 
-from gateway.contract import layout
+from gateway.contract import layout, usage_event
 from tests.unit.gateway.wires import Line
 from tests.unit.gateway.world import KEY, TOKEN, World, get
 
@@ -44,6 +44,11 @@ def check_nothing_passed(world: World) -> None:
         ([b"status", b"account", b"inactive"], (401, "account_inactive")),
         ([b"expired", 1_735_689_600_000], (401, "key_expired")),
         ([b"missing", b"key"], (401, "invalid_token")),
+        ([b"rate", b"key", 60, 5, 1500], (429, "rate_limited")),
+        ([b"rate", b"account", 1, 1, 1], (429, "rate_limited")),
+        ([b"in_flight", b"account", 3, 3], (429, "too_many_in_flight")),
+        ([b"in_flight", b"key", 0, 0], (429, "too_many_in_flight")),
+        ([b"broken", b"account"], (503, "not_ready")),
         ([b"late"], (503, "not_ready")),
         ([b"what tomorrow's script may say"], (401, "invalid_token")),
         (7, (503, "not_ready")),
@@ -54,10 +59,100 @@ def test_anything_but_a_hold_is_a_no(reply: Any, expected: tuple[int, str]) -> N
     with World() as world:
         run = world.redis.run
         world.redis.replies = lambda command: (
-            reply if world.redis.name_of(command) == "admit" else run(command)
+            [reply] if world.redis.name_of(command) == "admit" else run(command)
         )
         assert ask(world) == expected
         check_nothing_passed(world)
+
+
+@pytest.mark.parametrize(
+    "reply", [7, None, [], [b"one too many"] * 2, hiredis.ReplyError("ERR user_script:3")]
+)
+def test_what_is_no_answer_to_a_batch_is_a_no_to_each_request_in_it(reply: Any) -> None:
+    with World() as world:
+        run = world.redis.run
+        world.redis.replies = lambda command: (
+            reply if world.redis.name_of(command) == "admit" else run(command)
+        )
+        clients = [world.client() for _ in range(3)]
+        for client in clients:
+            client.say(get())
+        world.settle_down()
+        assert [answer(client) for client in clients] == [(503, "not_ready")] * 3
+        check_nothing_passed(world)
+
+
+def test_a_record_that_cannot_be_read_is_counted_and_told_to_nobody() -> None:
+    with World() as world:
+        world.redis.refusal = [b"broken", b"organization"]
+        client = world.client()
+        client.say(get())
+        world.settle_down()
+        assert answer(client) == (503, "not_ready")
+        assert b"broken" not in client.sent
+        assert b"organization" not in client.sent
+        assert world.proxy.metrics.events["broken_record"] == 1
+
+
+# -- levels that only observe
+
+
+def observing(world: World, *seen: bytes) -> None:
+    """Redis admits, and says which levels would have refused, and for what."""
+    run = world.redis.run
+
+    def reply(command: list[bytes]) -> Any:
+        ran = run(command)
+        if world.redis.name_of(command) != "admit":
+            return ran
+        return [[b"observed", hold, *seen] for hold in ran]
+
+    world.redis.replies = reply
+
+
+def test_a_request_that_would_have_been_refused_is_let_through_and_counted() -> None:
+    with World() as world:
+        observing(world, b"key", b"rate", b"organization", b"budget")
+        assert ask(world) == (200, "")
+        assert ask(world) == (200, "")
+        world.redis.replies = None
+        world.advance(1.0)
+        decoded = [usage_event.decode(event) for event in world.redis.events]
+        counts = [event for event in decoded if isinstance(event, usage_event.RefusalCount)]
+        told = {(count.level, count.reason): count.count for count in counts}
+        assert told == {("key", "rate_limited"): 2, ("organization", "budget_exceeded"): 2}
+        assert all(count.observed for count in counts)
+        assert world.proxy.metrics.refusals == {}
+        world.check_books()
+
+
+def test_each_thing_that_may_be_observed_has_a_reason() -> None:
+    with World() as world:
+        for what, reason in (
+            (b"budget", "budget_exceeded"),
+            (b"rate", "rate_limited"),
+            (b"in_flight", "too_many_in_flight"),
+        ):
+            observing(world, b"account", what)
+            assert ask(world) == (200, "")
+            assert world.proxy.metrics.observed[("models", reason)] == 1
+        world.check_books()
+
+
+def test_a_client_that_is_gone_when_its_observed_request_is_admitted_leaves_nothing_held() -> None:
+    with World() as world:
+        observing(world, b"key", b"budget")
+        world.is_prompt = False
+        client = world.client()
+        client.say(get())
+        world.turn(2)
+        client.lose()
+        world.turn(2)
+        world.is_prompt = True
+        world.settle_down()
+        assert world.upstream.all_requests == []
+        assert list(world.redis.costs.values()) == [0]
+        world.check_books()
 
 
 @pytest.mark.parametrize(

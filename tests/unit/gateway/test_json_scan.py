@@ -212,3 +212,9 @@ def test_any_name_can_be_on_a_way() -> None:
     document = {name: {name: position} for position, name in enumerate(NAMES)}
     pointers = [Pointer((name, name)) for name in NAMES]
     assert scan([orjson.dumps(document)], *pointers) == list(range(len(NAMES)))
+
+
+@pytest.mark.parametrize("text", [b'["a\x00"]', b'["a\nb", 1]', b'["\\n\x00"]', b'{"a": {"b": ["x\x1f"]}}'])
+def test_a_control_character_in_a_string_is_not_json_wherever_the_document_is_cut(text: bytes) -> None:
+    for size in range(1, len(text) + 1):
+        assert scan(cut(text, [size] * len(text)), Pointer(("z",))) == [Absence.NOT_JSON]

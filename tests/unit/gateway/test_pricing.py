@@ -5,10 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.contract.money import AMOUNT_MAX, Microcredits
-from gateway.pricing import Price
+from gateway.json_pointer import parse_pointer
+from gateway.pricing import Estimate, Price, Rate, RateTable
 
 RATES = st.integers(0, 10**12).map(Microcredits)
 PRICES = st.builds(Price, RATES, RATES, RATES, RATES)
+UNIT_RATES = st.builds(Rate, RATES, st.sampled_from([1, 1_000, 1_000_000]))
+COUNTS = st.integers(0, 2**53)
+UNITS = st.sampled_from(["input_tokens", "output_tokens", "searches", "calls"])
+RATES_BY_UNIT = st.dictionaries(UNITS, UNIT_RATES, max_size=4)
+COUNTS_BY_UNIT = st.dictionaries(UNITS, COUNTS, max_size=4)
+CAPPED = st.builds(Price, RATES, RATES, RATES, RATES, cap=st.integers(0, AMOUNT_MAX).map(Microcredits))
+MODEL = parse_pointer("/model")
 BYTES = st.integers(0, 2**40)
 MILLISECONDS = st.integers(0, 10**9)
 
@@ -69,3 +77,118 @@ def test_a_fixed_price_is_known_before_the_request_is_forwarded(
     assert fixed.is_fixed
     assert fixed.cost(bytes_in, bytes_out, elapsed_ms) == of.request
     assert of.is_fixed == (of.kib_in == of.kib_out == of.second == 0)
+
+
+# -- units that the answer reports
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "cost"),
+    [
+        (Rate(Microcredits(600_000), 1_000), 1, 600), (Rate(Microcredits(600_001), 1_000), 1, 601),
+        (Rate(Microcredits(1), 1_000_000), 1, 1), (Rate(Microcredits(1), 1_000_000), 1_000_001, 2),
+        (Rate(Microcredits(5), 1), 3, 15), (Rate(Microcredits(0), 1), 10**9, 0), (Rate(Microcredits(5), 1), 0, 0),
+    ],
+)  # fmt: skip
+def test_units_are_rounded_up_once_for_all_of_them(rate: Rate, count: int, cost: int) -> None:
+    assert rate.cost(count) == cost
+
+
+@given(UNIT_RATES, COUNTS)
+def test_units_cost_what_their_rate_says_and_less_than_one_microcredit_more(rate: Rate, count: int) -> None:
+    assert count * rate.microcredits <= rate.cost(count) * rate.per < count * rate.microcredits + rate.per
+
+
+@given(CAPPED, BYTES, BYTES, MILLISECONDS, COUNTS_BY_UNIT, RATES_BY_UNIT)
+def test_a_cost_is_the_sum_of_its_parts_up_to_the_cap(
+    of: Price, bytes_in: int, bytes_out: int, elapsed_ms: int, counts: dict[str, int], rates: dict[str, Rate]
+) -> None:
+    measured = of.total(bytes_in, bytes_out, elapsed_ms)
+    total = of.total(bytes_in, bytes_out, elapsed_ms, counts, rates)
+    assert total == measured + sum(rates[unit].cost(counts[unit]) for unit in counts.keys() & rates.keys())
+    assert of.cost(bytes_in, bytes_out, elapsed_ms, counts, rates) == min(total, of.cap)
+
+
+@given(COUNTS_BY_UNIT, COUNTS_BY_UNIT, RATES_BY_UNIT)
+def test_more_units_never_cost_less(
+    some: dict[str, int], added: dict[str, int], rates: dict[str, Rate]
+) -> None:
+    more = {unit: some.get(unit, 0) + added.get(unit, 0) for unit in some.keys() | added.keys()}
+    of = Price(units=rates)
+    assert of.cost(0, 0, 0, some, rates) <= of.cost(0, 0, 0, more, rates)
+
+
+def test_zero_units_cost_nothing_and_so_do_units_without_a_rate() -> None:
+    rates = {"output_tokens": Rate(Microcredits(5), 1)}
+    of = Price(Microcredits(7), units=rates)
+    assert of.cost(0, 0, 0, {"output_tokens": 0}, rates) == of.cost(0, 0, 0, {"seats": 9}, rates) == 7
+
+
+@given(CAPPED, BYTES, st.integers(0, 10**12), st.integers(0, 2**20))
+def test_what_may_still_be_sent_costs_no_more_than_is_covered(
+    of: Price, sent: int, amount: int, more: int
+) -> None:
+    already = of.cost(0, sent, 0)
+    within = of.bytes_out_within(amount, already)
+    if amount >= already and more <= within:
+        assert of.cost(0, sent + more, 0) <= amount
+    if not of.kib_out:
+        assert within == float("inf")
+    elif amount <= already:
+        assert within == 0
+
+
+# -- rates by a field
+
+
+def test_rates_are_those_of_the_row_or_else_those_for_everything_else() -> None:
+    small, other = {"tokens": Rate(Microcredits(1))}, {"tokens": Rate(Microcredits(9))}
+    strict = RateTable({"small": small}, None, request=(MODEL,))
+    open_to_all = RateTable({"small": small}, other, request=(MODEL,))
+    assert [strict.rates(value) for value in ("small", "Small", "", None)] == [small, None, None, None]
+    assert [open_to_all.rates(value) for value in ("small", "Small", "", None)] == [
+        small,
+        other,
+        other,
+        other,
+    ]
+
+
+def test_a_price_with_a_table_is_metered_whatever_else_it_has() -> None:
+    table = RateTable({"small": {"tokens": Rate(Microcredits(1))}}, None, request=(MODEL,))
+    assert not Price(Microcredits(5), table=table).is_fixed
+    assert not Price(Microcredits(5), units={"tokens": Rate(Microcredits(1))}).is_fixed
+    assert Price(Microcredits(5), cap=Microcredits(5), charges_failures=True).is_fixed
+
+
+# -- estimates
+
+
+@pytest.mark.parametrize(
+    ("estimate", "length", "wanted", "amount"),
+    [
+        (Estimate(Microcredits(100)), 5_000, None, 100), (Estimate(per_kib=Microcredits(10)), 0, None, 0),
+        (Estimate(per_kib=Microcredits(10)), 1, None, 1), (Estimate(per_kib=Microcredits(10)), 1_025, None, 11),
+        (Estimate(Microcredits(100), json=(MODEL,), unit="tokens", missing=50), 9, None, 100 + 25),
+        (Estimate(Microcredits(100), json=(MODEL,), unit="tokens", missing=50), 9, 0, 100),
+        (Estimate(Microcredits(100), json=(MODEL,), unit="tokens", missing=50), 9, 3, 100 + 2),
+        (Estimate(Microcredits(100), Microcredits(1), (MODEL,), "tokens", 50), 2_048, 10**9, 1_000),
+    ],
+)  # fmt: skip
+def test_an_estimate_is_its_fixed_part_and_what_length_and_field_add(
+    estimate: Estimate, length: int, wanted: int | None, amount: int
+) -> None:
+    assert estimate.amount(length, wanted, {"tokens": Rate(Microcredits(500), 1_000)}, 1_000) == amount
+
+
+@given(
+    st.builds(Estimate, RATES, RATES, st.just((MODEL,)), st.just("tokens"), COUNTS), UNIT_RATES, BYTES, BYTES, COUNTS, COUNTS,
+    st.integers(0, AMOUNT_MAX),
+)  # fmt: skip
+def test_who_asks_for_more_or_sends_more_is_held_no_less_and_never_more_than_the_cap(
+    estimate: Estimate, rate: Rate, length: int, longer: int, wanted: int, more: int, cap: int
+) -> None:
+    rates = {"tokens": rate}
+    some = estimate.amount(length, wanted, rates, cap)
+    assert 0 <= some <= estimate.amount(length + longer, wanted + more, rates, cap) <= cap
+    assert estimate.amount(length, None, rates, cap) == estimate.amount(length, estimate.missing, rates, cap)

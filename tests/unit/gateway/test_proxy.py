@@ -11,14 +11,13 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway import proxy as proxy_module
-from gateway.contract import usage_event
 from gateway.contract.money import Microcredits
-from gateway.contract.usage_event import RefusalCount
 from gateway.http1.client import ClientConnection
 from gateway.http1.client_end import ClientEnd
-from gateway.pricing import Price
-from gateway.proxy import group_key, pseudonym
+from gateway.json_pointer import parse_pointer
+from gateway.pricing import Estimate, Price, Rate, RateTable
+from gateway.proxy import Lane, group_key, pseudonym
+from gateway.redis_pipe import bulk
 from gateway.refusals import Reason
 from gateway.routing import Ejection, HealthCheck, Route, Timeouts, Upstream, UpstreamTls
 from gateway.tls import TlsFilesError
@@ -190,6 +189,47 @@ def test_a_worker_calls_itself_what_its_whole_installation_does() -> None:
         assert PEPPER.hex().encode() not in world.proxy.pseudonym
 
 
+# -- what is prepared for a route
+
+
+def lane(route: Route) -> Lane:
+    with World((route,)) as world:
+        return world.proxy.lanes[route.name]
+
+
+TOKENS: dict[str, Rate] = {"tokens": Rate(Microcredits(5))}
+MODEL, MOST = parse_pointer("/model"), parse_pointer("/max_tokens")
+
+
+def test_a_hold_that_no_request_changes_is_prepared_once() -> None:
+    prepared = lane(ROUTE)
+    assert (prepared.amount, prepared.ahead, prepared.meters) == (bulk(ROUTE.hold), None, None)
+    assert not prepared.is_fixed
+
+
+def test_a_hold_by_the_announced_length_is_worked_out_for_each_request_without_reading_it() -> None:
+    estimate = Estimate(ROUTE.hold, per_kib=Microcredits(3))
+    prepared = lane(replace(ROUTE, estimate=estimate))
+    assert (prepared.amount, prepared.ahead) == (None, None)
+
+
+def test_what_is_looked_for_in_a_body_is_each_pointer_once() -> None:
+    table = RateTable({"small": TOKENS}, None, request=(MODEL, MOST))
+    estimate = Estimate(json=(MOST,), unit="tokens", missing=9)
+    prepared = lane(replace(ROUTE, estimate=estimate, price=Price(table=table)))
+    assert prepared.amount is None
+    assert prepared.ahead is not None
+    assert sorted(map(str, prepared.ahead.pointers)) == ["/max_tokens", "/model"]
+    assert prepared.rates == {}, "nothing has a rate before the model is known"
+
+
+def test_rates_by_the_answer_are_those_of_what_is_not_in_the_table_until_it_speaks() -> None:
+    table = RateTable({"small": {"tokens": Rate(Microcredits(1))}}, TOKENS, answer=(MODEL,))
+    prepared = lane(replace(ROUTE, price=Price(table=table)))
+    assert (prepared.rates, prepared.ahead) == (TOKENS, None)
+    assert prepared.amount == bulk(ROUTE.hold)
+
+
 # -- who is connected
 
 
@@ -279,88 +319,6 @@ def test_a_snapshot_says_what_is_under_way_and_how_the_targets_are() -> None:
         world.settle_down()
 
 
-def refused(world: World, count: int) -> None:
-    world.redis.refusal = [b"budget", b"key", 5, 5, 0, 0]
-    client = world.client()
-    for _ in range(count):
-        client.say(get())
-        world.settle_down()
-    world.redis.refusal = None
-
-
-def refusal_counts(world: World) -> list[RefusalCount]:
-    decoded = [usage_event.decode(event) for event in world.redis.events]
-    return [event for event in decoded if isinstance(event, RefusalCount)]
-
-
-def test_refusals_of_a_known_key_are_gathered_into_one_row() -> None:
-    with World() as world:
-        refused(world, 7)
-        world.advance(1.0)
-        rows = refusal_counts(world)
-        assert sum(row.count for row in rows) == 7
-        assert len(rows) <= 2, "one, but for the turn of a minute"
-        assert {(row.key, row.route, row.reason) for row in rows} == {
-            ("Acme010123456789", "models", "budget_exceeded")
-        }
-        world.advance(2.0)
-        assert len(refusal_counts(world)) == len(rows), "each is written once"
-
-
-def test_refusals_that_redis_did_not_take_are_written_later() -> None:
-    with World() as world:
-        refused(world, 3)
-        failures = 0
-
-        def reply(command: list[bytes]) -> object:
-            nonlocal failures
-            if command[0] == b"XADD" and not failures:
-                failures += 1
-                return Exception("OOM command not allowed")
-            return world.redis.run(command)
-
-        world.redis.replies = reply
-        world.advance(3.0)
-        assert failures == 1
-        assert sum(row.count for row in refusal_counts(world)) == 3
-
-
-def test_a_count_that_may_have_been_written_is_not_written_again() -> None:
-    """A lost connection leaves it open. A count too few is better than one too many."""
-    with World() as world:
-        refused(world, 3)
-        while "xadd" not in world.redis.waiting:
-            world.is_prompt = False
-            world.advance(0.1)
-            world.redis.answer(0 if "xadd" in world.redis.waiting else None)
-        world.redis.run_unanswered()
-        assert world.redis.line is not None
-        world.redis.line.lose()
-        world.is_prompt = True
-        world.advance(3.0)
-        assert sum(row.count for row in refusal_counts(world)) == 3
-
-
-def test_the_rows_that_are_gathered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "REFUSAL_ROWS_MAX", 1)
-    with World((ROUTE, OTHER)) as world:
-        world.redis.refusal = [b"budget", b"key", 5, 5, 0, 0]
-        for path in (b"/x", b"/git/x", b"/x"):
-            asks(world, path)
-        world.advance(1.0)
-        assert {row.route for row in refusal_counts(world)} == {"models"}
-        assert world.proxy.metrics.refusals[("git", "budget_exceeded")] == 1, "the metrics have all"
-
-
-def test_refusals_wait_while_redis_is_away() -> None:
-    with World() as world:
-        refused(world, 3)
-        assert world.redis.line is not None
-        world.redis.line.lose()
-        world.advance(3.0)
-        assert sum(row.count for row in refusal_counts(world)) == 3
-
-
 # -- the end
 
 
@@ -385,6 +343,21 @@ def test_the_end_waits_for_what_is_to_be_settled_and_closes_everything() -> None
         assert all(line.is_lost for line in world.upstream.lines)
         assert world.redis.line is not None
         assert world.redis.line.is_lost
+
+
+def test_the_end_waits_for_the_counts_of_refusals_too() -> None:
+    with World() as world:
+        world.redis.refusal = [b"budget", b"key", 5, 5, 0, 0]
+        assert status(asks(world)) == 402
+        world.is_prompt = False
+        closing = world.loop.create_task(world.proxy.close())
+        world.turn(3)
+        assert not closing.done()
+        assert world.redis.waiting == ["xadd"]
+        world.is_prompt = True
+        world.advance(0.3)
+        assert closing.done()
+        assert len(world.redis.events) == 1
 
 
 def test_the_end_does_not_wait_for_a_redis_that_is_away() -> None:

@@ -1,5 +1,6 @@
 """What is written down: the bytes of an event say the same facts as the contract's own reader and writer."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -8,14 +9,17 @@ from hypothesis import strategies as st
 
 from gateway.contract import usage_event as contract
 from gateway.contract.ids import AccountId, KeyId, OrganizationTag
-from gateway.contract.records import Identity
+from gateway.contract.money import AMOUNT_MAX
+from gateway.contract.records import Hold, Identity
 from gateway.contract.usage_event import OUTCOMES, PATH_LENGTH_MAX, Outcome, UsageEvent
 from gateway.http1.head import HeadError, RequestHead, parse_request
 from gateway.http1.target import normalise
 from gateway.recording import (
     ATTRIBUTION_LENGTH_MAX,
     access_line,
+    amount_of,
     caller_fields,
+    grown,
     refused_line,
     usage_event,
 )
@@ -36,7 +40,10 @@ METHODS = st.one_of(
 SEGMENTS = st.text(st.sampled_from("abcXYZ019-._~!$&'()*+,;=:@"), max_size=12) | st.sampled_from(
     ["%22", "%5B", "%C3%A9", "%20", "%25"]
 )
-PATHS = st.lists(SEGMENTS, max_size=30).map(lambda segments: "/" + "/".join(segments))
+PATHS = st.lists(
+    SEGMENTS.filter(lambda segment: not segment.startswith((".;", "..;"))),  # these are refused at the door
+    max_size=30,
+).map(lambda segments: "/" + "/".join(segments))
 VALUES = st.none() | st.binary(max_size=20).map(
     lambda raw: bytes(byte for byte in raw if byte == 9 or 32 <= byte != 127)
 )
@@ -46,6 +53,8 @@ LONG_VALUES = VALUES | st.integers(ATTRIBUTION_LENGTH_MAX - 1, ATTRIBUTION_LENGT
 COUNTS = st.integers(0, 2**53)
 NUMBERS = st.tuples(st.integers(0, 599), COUNTS, COUNTS, COUNTS, COUNTS, COUNTS)
 WINDOWS = st.tuples(COUNTS, COUNTS, COUNTS)
+UNITS = st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True), COUNTS, max_size=4)
+AMOUNTS = st.integers(0, AMOUNT_MAX)
 
 
 def head_of(method: str, path: str, **named: bytes | None) -> RequestHead:
@@ -70,24 +79,55 @@ def kept(value: bytes | None) -> str | None:
 
 
 @given(
-    METHODS, PATHS, LONG_VALUES, LONG_VALUES, LONG_VALUES, st.sampled_from(OUTCOMES), NUMBERS, COUNTS, WINDOWS
-)
+    METHODS, PATHS, LONG_VALUES, LONG_VALUES, LONG_VALUES, st.sampled_from(OUTCOMES), NUMBERS, COUNTS, WINDOWS, UNITS,
+    st.booleans(),
+)  # fmt: skip
 def test_an_event_is_read_back_as_the_facts_it_was_made_of(
     method: str, path: str, session: bytes | None, computer: bytes | None, trace: bytes | None,
     outcome: Outcome, numbers: tuple[int, int, int, int, int, int], held: int, windows: tuple[int, int, int],
+    units: dict[str, int], is_estimated: bool,
 ) -> None:  # fmt: skip
     head = head_of(method, path, session=session, computer=computer, trace=trace)
     normal = normalise(head.method, head.target, head.host).path
     hold = b"request-1|key|account|tag|models|%d|1700000000000|%d|%d|%d" % (held, *windows)
-    event = usage_event(b"request-1", hold, caller_fields(WHO), b"models", head, normal, outcome, numbers)
+    event = usage_event(
+        b"request-1", hold, caller_fields(WHO), b"models", head, normal, outcome, numbers, units, is_estimated=is_estimated
+    )  # fmt: skip
     status, bytes_in, bytes_out, upstream_ms, total_ms, cost = numbers
     assert contract.decode(event) == UsageEvent(
         request_id="request-1", admitted_at_ms=1_700_000_000_000, ended_at_ms=1_700_000_000_000 + total_ms,
         organization="Acme01", account="sa_Acme010123456789", account_name="build-bot", account_kind="service-account",
         key="Acme010123456789", route="models", method=method, path=normal.decode()[:PATH_LENGTH_MAX],
         status=status, outcome=outcome, bytes_in=bytes_in, bytes_out=bytes_out, upstream_ms=upstream_ms, total_ms=total_ms,
-        held=held, cost=cost, windows=windows, session=kept(session), computer=kept(computer), trace=kept(trace),
+        held=held, cost=cost, windows=windows, units=units, is_estimated=is_estimated, session=kept(session),
+        computer=kept(computer), trace=kept(trace),
     )  # fmt: skip
+
+
+def test_an_event_says_nothing_of_units_where_none_were_metered() -> None:
+    """Most routes have no meters, and every byte of an event is paid in Redis."""
+    event = usage_event(
+        b"r", b"r|k|a|t|models|1|2|3|4|5", caller_fields(WHO), b"models", head_of("GET", "/"), b"/", "completed",
+        (200, 0, 0, 0, 0, 1),
+    )  # fmt: skip
+    assert not {"units", "is_estimated", "session"} & set(orjson.loads(event))
+
+
+# -- holds as they are packed
+
+
+@given(AMOUNTS, AMOUNTS, WINDOWS, st.sampled_from(["models", "a.b-c_d", "x" * 64]))
+def test_a_grown_hold_is_the_same_hold_with_another_amount(
+    amount: int, added: int, windows: tuple[int, int, int], route: str
+) -> None:
+    packed = b"r1|Acme010123456789|sa_Acme010123456789|Acme01|%b|%d|1700000000000|%d|%d|%d" % (
+        route.encode(), amount, *windows,
+    )  # fmt: skip
+    hold, other = Hold.unpack(packed), Hold.unpack(grown(packed, added))
+    assert amount_of(packed) == hold.amount
+    assert amount_of(grown(packed, added)) == other.amount == amount + added
+    assert replace(other, amount=hold.amount) == hold
+    assert grown(grown(packed, added), 0) == grown(packed, added)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=20))

@@ -48,6 +48,7 @@ def test_every_word_of_the_design_is_understood(tmp_path: Path) -> None:
         Route(
             name="models", path=b"/v1/", upstreams=(Upstream("https", "10.0.0.4", 8443, b"/base"),), host=b"models.example",
             methods=frozenset((b"POST", b"M-SEARCH")), strip_path=True, hold=Microcredits(100_000),
+            hold_step=Microcredits(100_000),
             price=Price(Microcredits(1000), Microcredits(100), Microcredits(200), Microcredits(3000)),
             errors="openai", quota_status=429, timeouts=Timeouts(2, 61, 62.5),
         ),
@@ -84,8 +85,8 @@ def test_a_hold_is_the_price_of_a_request_unless_it_is_given(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("price.meters = [{ unit = 'tokens', json = '/usage', per_1000 = '0.6' }]", "not supported yet"),
-        ("price.meters = [{ unit = 'tokens', header = 'x-tokens', per_1000 = '0.6' }]", "not supported yet"),
+        ("price.meters = [{ unit = 'tokens', json = '/usage', per_1000 = '0.6' }]", "give hold or estimate"),
+        ("price.meters = [{ unit = 'tokens', header = 'x-tokens', per_1000 = '0.6' }]", "give hold or estimate"),
         ("price.request = 0.1", "decimal string"), ("price.request = 1", "decimal string"), ("hold = 0.1", "decimal string"),
         ("hold = true", "decimal string"), ("hold = '-1'", "not an amount"), ("hold = '1e3'", "not an amount"),
         ("hold = '0.0000001'", "not an amount"), ("hold = '1000000001'", "largest amount"), ("hold = 'NaN'", "not an amount"),

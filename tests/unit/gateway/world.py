@@ -214,6 +214,7 @@ class World:
         """Count from here: what was admitted, settled and forwarded before does not matter."""
         self.redis.admitted.clear()
         self.redis.settled.clear()
+        self.redis.costs.clear()
         self.redis.events.clear()
         self.upstream.forget()
         self.turn(3)
