@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("gateway.admission")
 
+_ADMITTED: Final = (b"placed", b"observed")
 _MISSING: Final = Refusal(Reason.MISSING_TOKEN)
 
 
@@ -40,8 +41,8 @@ class Admission:
     """A request until it is admitted or refused. `Exchange` goes on from there."""
 
     __slots__ = (
-        "_caller", "_cold", "_digest", "_held", "_hold", "_is_over", "_lane", "_looked_again", "_proxy", "_started", "_target",
-        "client", "head", "public_id", "request_id",
+        "_caller", "_cold", "_digest", "_held", "_hold", "_is_over", "_is_placed", "_lane", "_looked_again", "_proxy",
+        "_started", "_target", "client", "head", "public_id", "request_id",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,8 @@ class Admission:
         """What is asked for, and then held, in microcredits. It may grow."""
         self._hold: bytes | None = None
         self._is_over = False
+        self._is_placed = False
+        """Whether its key or account may have only so many in flight: somebody may be waiting for its end."""
 
     @property
     def digest(self) -> bytes:
@@ -154,8 +157,8 @@ class Admission:
         if type(reply) is bytes:
             self._hold = reply
             self._on_admitted()
-        elif type(reply) is list and reply[0] == b"observed":
-            self._hold = reply[1]
+        elif type(reply) is list and reply[0] in _ADMITTED:
+            self._hold, self._is_placed = reply[1], True
             self._note_observed(reply[2:])
             self._on_admitted()
         elif not self._is_over:

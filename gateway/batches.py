@@ -35,7 +35,10 @@ class _Batch:
     def __call__(self, reply: Reply) -> None:
         replies = self.replies
         self._batches.unanswered -= len(replies)
-        each = reply if type(reply) is list and len(reply) == len(replies) else [reply] * len(replies)
+        if type(reply) is not list:
+            each = [reply] * len(replies)
+        else:
+            each = reply if len(reply) == len(replies) else [None] * len(replies)
         for on_reply, own in zip(replies, each, strict=True):
             try:
                 on_reply(own)

@@ -37,7 +37,7 @@ class Exchange(Sending):
     """See the module's docstring. Made by a client's connection for each request it has read the head of."""
 
     __slots__ = (
-        "_answer_chunked", "_answer_head", "_cut_by", "_cut_due", "_frames", "_unsent",
+        "_answer_chunked", "_answer_head", "_cut_by", "_cut_due", "_frames", "_last_words", "_unsent",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,8 @@ class Exchange(Sending):
         """What comes of a WebSocket, looked at for where its frames end."""
         self._cut_by: Refusal | None = None
         """Why a WebSocket is to end, once the frame that is under way has."""
+        self._last_words: list[Data] = []
+        """What the client knows the answer's end by, while the place that it frees is not free yet."""
         self._cut_due = 0.0
 
     @property
@@ -71,7 +73,7 @@ class Exchange(Sending):
             self._connection.pause_reading()
 
     def on_client_drained(self) -> None:
-        if self._connection is not None:
+        if self._connection is not None and not self._outgrown_at:
             self._connection.resume_reading()
             self._touched = self._proxy.loop.time()
 
@@ -133,13 +135,14 @@ class Exchange(Sending):
             b"HTTP/1.1 ", head.status_text, b"\r\n", fields, framing, client.connection_field(),
             b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
         ]  # fmt: skip
-        if not first:
+        if first:
+            self._count_answer(first)
+        if self._is_placed and (not has_body or self._bytes_out == length):
+            self._last_words = [*pieces, first]
+        elif not first:
             client.write(b"".join(pieces))
-            return
-        self._count_answer(first)
-        if self._answer_chunked:
-            first = encode_chunk(first)
-        client.write_with(b"".join(pieces), (first,))
+        else:
+            client.write_with(b"".join(pieces), (encode_chunk(first) if self._answer_chunked else first,))
 
     def _count_answer(self, data: Data) -> None:
         """Bytes of the answer, which may be what it costs, or say so."""
@@ -160,7 +163,11 @@ class Exchange(Sending):
             else:
                 self._frames.feed(data)
         self._count_answer(data)
-        self.client.write(encode_chunk(data) if self._answer_chunked else data)
+        head = self._answer_head
+        if self._is_placed and head is not None and self._bytes_out == head.length:
+            self._last_words = [data]
+        else:
+            self.client.write(encode_chunk(data) if self._answer_chunked else data)
         if self._cut_by is not None:
             self._break_off(self._cut_by)
         elif self._bytes_out > self._covered_bytes:
@@ -193,10 +200,12 @@ class Exchange(Sending):
         if self._is_over or connection is None:
             return
         if self._answer_chunked:
-            self.client.write(last_chunk(trailers if self.head.minor == 1 else b""))
+            self._last_words = [last_chunk(trailers if self.head.minor == 1 else b"")]
         if self._reading is not None:
             self._reading.end()
         self._answer_done = True
+        if not (self._is_placed and self._body_done):
+            self._say_last_words()
         if self._is_tunnel:
             self._touched = self._proxy.loop.time()
             if not self._body_done and connection.is_open and self.client.write_eof():
@@ -214,7 +223,16 @@ class Exchange(Sending):
             connection.release()
         else:
             connection.abort()
-        self._finish("completed")
+        self._finish("completed", then=self._say_the_end)
+
+    def _say_last_words(self) -> None:
+        """Write what the client knows the answer's end by."""
+        words, self._last_words = self._last_words, []
+        if words:
+            self.client.write_with(b"", words) if len(words) > 1 else self.client.write(words[0])
+
+    def _say_the_end(self) -> None:
+        self._say_last_words()
         self.client.on_exchange_end()
 
     def _break_off(self, refusal: Refusal) -> None:

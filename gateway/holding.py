@@ -10,7 +10,7 @@ needs. Where no level has room for that, it is cut.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -138,17 +138,28 @@ class Holding(Estimating):
         total = self._total(now)
         cost = min(total, price.cap)
         self._covered_bytes = self._bytes_out + price.bytes_out_within(self._held, cost)
+        if self._reading is not None and self._reading.reports_early:
+            self._covered_bytes = self._bytes_out
         if cost > self._held:
             self._outgrown_at = self._outgrown_at or now
+            if self._connection is not None:
+                self._connection.pause_reading()  # until it is held
             if not self._extending:
                 step = min(self._lane.route.hold_step, price.cap - self._held)
                 self._extend(now, max(cost - self._held, step))
         else:
-            self._outgrown_at = 0.0
+            self._cover()
             if total > price.cap:
                 self._cut(cut_for_cap(self._lane.route.name, price.cap))
         if self._outgrown_at and now - self._outgrown_at > UNCOVERED_MAX_S:
             self.cut("The answer costs more than could be held for it.")
+
+    def _cover(self) -> None:
+        """What was used is held: the answer may go on."""
+        if self._outgrown_at:
+            self._outgrown_at = 0.0
+            if self._connection is not None and not self.client.is_write_paused:
+                self._connection.resume_reading()
 
     def _extend(self, now: float, added: int = 0) -> None:
         """Push the hold's deadline, and top it up. A grown hold is another one: until Redis has answered it may be either."""
@@ -186,8 +197,8 @@ class Holding(Estimating):
         held = amount_of(hold)
         if held > self._held:
             self._proxy.metrics.events["hold_topped_up"] += 1
-            self._held, self._outgrown_at = held, 0.0
-            self._covered_bytes = min(self._covered_bytes, self._bytes_out)
+            self._held = held
+            self._look_at_cost(self._proxy.loop.time())
 
     def _on_not_extended(self, reply: list[Any]) -> None:
         now = self._proxy.loop.time()
@@ -223,8 +234,11 @@ class Holding(Estimating):
         self._status = refusal.public_status
         self._proxy.metrics.refusals[(self._lane.route.name, refusal.reason.value)] += 1
         charged = outcome != "upstream_failed" or self._lane.route.price.charges_failures
-        self._finish(outcome, charged=charged and self._sent_at > 0)
-        self.client.answer_refusal(refusal, self._lane.route.errors, self.public_id)
+        errors = self._lane.route.errors
+        self._finish(
+            outcome, charged=charged and self._sent_at > 0,
+            then=lambda: self.client.answer_refusal(refusal, errors, self.public_id),
+        )  # fmt: skip
 
     def _charge(self, outcome: Outcome, now: float) -> tuple[Microcredits, bool]:
         """What is charged, and whether that is estimated: where nobody said what was used, or an answer that ended early said
@@ -237,8 +251,11 @@ class Holding(Estimating):
                 return Microcredits(max(cost, self._estimate)), True
         return Microcredits(cost), False
 
-    def _finish(self, outcome: Outcome, *, charged: bool = True) -> None:
-        """Settle, count, log: once."""
+    def _finish(
+        self, outcome: Outcome, *, charged: bool = True, then: Callable[[], None] | None = None
+    ) -> None:
+        """Settle, count, log: once. `then` tells the client that it is over: at once, or, if the request had one of a bounded
+        number of places, when that is free again, so that a client which waits for the end may come at once."""
         if self._is_over:
             return
         self._is_over = True
@@ -255,10 +272,13 @@ class Holding(Estimating):
         cost, is_estimated = self._charge(outcome, now) if charged else (Microcredits(0), False)
         event = self._event(hold, outcome, now, cost, is_estimated)
         other = self._other_hold
-        frees = cost != self._held or other is not None or proxy.in_flight < COMPANY_IN_FLIGHT
+        frees = (
+            cost != self._held or self._is_placed or other is not None or proxy.in_flight < COMPANY_IN_FLIGHT
+        )
         proxy.ledger.settle(
             caller, hold, cost, event, frees=frees,
             otherwise=(other, self._event(other, outcome, now, cost, is_estimated)) if other is not None else None,
+            then=then if self._is_placed else None,
         )  # fmt: skip
         metrics = proxy.metrics
         metrics.requests[(route.name, outcome, self._status // 100)] += 1
@@ -272,6 +292,8 @@ class Holding(Estimating):
             metrics.events["usage_not_reported"] += 1
         if proxy.access_log.wants_line():
             proxy.access_log.write(access_line(self.client.address_of(self.head), event))
+        if then is not None and not self._is_placed:
+            then()
 
     def _event(self, hold: bytes, outcome: Outcome, now: float, cost: int, is_estimated: bool) -> bytes:
         caller, reading = self._caller, self._reading

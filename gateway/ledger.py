@@ -62,7 +62,7 @@ def _settle_arguments(hold: bytes, cost: int, event: bytes) -> tuple[bytes, ...]
 class _Settlement:
     """One settlement, until it is confirmed."""
 
-    __slots__ = ("_ledger", "arguments", "attempts", "caller", "otherwise")
+    __slots__ = ("_ledger", "arguments", "attempts", "caller", "otherwise", "then")
 
     def __init__(
         self,
@@ -70,23 +70,31 @@ class _Settlement:
         caller: Caller,
         arguments: tuple[bytes, ...],
         otherwise: tuple[bytes, ...] | None,
+        then: Callable[[], None] | None,
     ) -> None:
         self._ledger = ledger
+        self.then = then
         self.caller = caller
         self.arguments = arguments
         self.otherwise = otherwise
         self.attempts = 0
 
     def __call__(self, reply: Reply) -> None:
-        if reply == 1:
-            return
-        if reply != 0:
-            self._ledger.keep(self, reply)
-        elif self.otherwise is not None:
+        if reply == 0 and self.otherwise is not None:
             self.arguments, self.otherwise = self.otherwise, None
             self._ledger.send(self, may_wait=False)
-        else:
+            return
+        if reply == 0:
             self._ledger.settled_elsewhere += 1
+        elif reply != 1:
+            self._ledger.keep(self, reply)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Whoever waited for the settlement waits no longer, whether it went well or is still to be sent again."""
+        then, self.then = self.then, None
+        if then is not None:
+            then()
 
 
 class Ledger:
@@ -197,15 +205,17 @@ class Ledger:
         *,
         frees: bool,
         otherwise: tuple[bytes, bytes] | None = None,
+        then: Callable[[], None] | None = None,
     ) -> None:
         """Settle a hold, whatever it takes: at once, or as soon as Redis is back.
 
         `frees` says that credits or places return to the limits, which somebody may be waiting for. Else the settlement waits
         up to a millisecond for company, or for the next admit, which it precedes.
         `otherwise` is what the hold, and with it the event, may be instead, if there is no such hold: only one of the two is.
+        `then` is called when Redis has answered, or when it is known that the answer will be late.
         """
         other = _settle_arguments(otherwise[0], cost, otherwise[1]) if otherwise is not None else None
-        settlement = _Settlement(self, caller, _settle_arguments(hold, cost, event), other)
+        settlement = _Settlement(self, caller, _settle_arguments(hold, cost, event), other, then)
         self.send(settlement, may_wait=not frees)
 
     def send(self, settlement: _Settlement, *, may_wait: bool) -> None:
@@ -215,6 +225,7 @@ class Ledger:
             self._settlements.add(caller.shard, caller.levels, settlement.arguments, settlement)
         else:
             self.keep(settlement, None)
+            settlement.go_on()
 
     def extend(self, caller: Caller, hold: bytes, added: int, on_reply: OnReply) -> bool:
         """Push a hold's deadline, and top it up by `added` microcredits. False if there is no connection."""

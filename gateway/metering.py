@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import ClassVar, Final
 
 import orjson
 
@@ -151,6 +151,9 @@ class AnswerReading:
 
     __slots__ = ("_plan", "counts", "field")
 
+    reports_early: ClassVar[bool] = False
+    """Whether it may report something before the answer is whole."""
+
     def __init__(self, plan: MeterPlan, counts: dict[str, int]) -> None:
         self._plan = plan
         self.counts = counts
@@ -264,6 +267,8 @@ class _JsonReading(_BodyReading):
 
 class _StreamReading(_BodyReading):
     """A stream of events, each with a JSON document."""
+
+    reports_early = True
 
     __slots__ = ("_names", "_stream")
 

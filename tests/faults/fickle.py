@@ -11,9 +11,9 @@ A target is /<route>/<play>/<wait in ms>/<amount>/<what tells it from the others
     unheard  the connection ends before anything was said
     midway   it ends in the middle of as many bytes
 
-It prints `ready PORT`. Nothing is answered until a line comes on its standard input; on the end of that it prints a line of JSON:
-[request id, target] of each request, in the order of arrival. In a process of its own, so that thousands of answers at once cost
-nobody else his turn.
+It prints `ready PORT`. Nothing is answered until a line comes on its standard input; on the end of that it prints a line of
+JSON: [request id, target] of each request, in the order of arrival. In a process of its own, so that thousands of answers at
+once cost nobody else his turn.
 """
 
 from __future__ import annotations

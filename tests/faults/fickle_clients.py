@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -75,8 +77,12 @@ class Client:
             self.connected_at = time.monotonic()
         return self.wire
 
-    def hang_up(self) -> None:
+    def hang_up(self, *, rudely: bool = False) -> None:
         if self.wire is not None:
+            if rudely:
+                self.wire.writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
             self.wire.close()
             self.wire = None
 
@@ -101,7 +107,7 @@ class Client:
         else:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await wire.reader.readuntil(b"\r\n\r\n")
-        self.hang_up()
+        self.hang_up(rudely=plan.is_rude)
 
 
 @dataclass(slots=True)

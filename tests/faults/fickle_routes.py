@@ -117,6 +117,8 @@ class Plan:
     leaves: Literal["", "unheard", "midway"]
     after_s: float
     """How long a client that leaves before the head waits for it."""
+    is_rude: bool
+    """Whether a client that leaves resets its connection, and does not only end its side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,4 +187,4 @@ def drawn(
         leaves = chance.choice(("unheard", "midway"))
     method = "POST" if draft.body else "GET"
     data = request(workload, target, method=method, body=draft.body)
-    return Plan(route, data, draft.cost, leaves, chance.random() * wait_s)
+    return Plan(route, data, draft.cost, leaves, chance.random() * wait_s, chance.random() < 0.5)

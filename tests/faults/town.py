@@ -86,7 +86,7 @@ async def settled_town(installation: Installation, chance: random.Random, wanted
             town.careful.add(organization["id"])
         shared = await town.account(organization, part(0.4, KEYS))
         apart = await town.account(organization)
-        paced = await town.account(organization, in_flight=80)
+        paced = await town.account(organization, in_flight=60)
         for _ in range(KEYS):
             await town.key(organization, shared)
             await town.key(organization, apart, part(0.4))
@@ -104,7 +104,7 @@ def _credits(limit: int | None) -> str | None:
 
 
 def overshoot(rows: Sequence[Row], entity: Entity, admitted_until_ms: float) -> int:
-    """How much more than was held for them the requests cost that name the entity and were admitted until then: microcredits."""
+    """By how much the requests that name the entity and were admitted until then cost more than was held: microcredits."""
     return sum(
         max(0, row["cost"] - row["held"])
         for row in rows

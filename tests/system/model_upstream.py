@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import brotli  # type: ignore[import-untyped]
@@ -52,6 +53,8 @@ class Play:
     size: int = 1024
     """Bytes of each piece."""
     has_length: bool = False
+    straddles: bool = False
+    """Send each piece together with the first half of the next one."""
     model: str = ""
     """Which model says that it answers, if it is not the one that was asked."""
     units: str = ""
@@ -197,7 +200,7 @@ class ModelUpstream:
         head = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": play.model or asked.get("model")}
         if play.status >= 400:
             error = {"message": "not now", "type": "server_error", "code": None, "param": None}
-            return await _document(request, {"error": error})
+            return await _document(request, {"error": error, **_usage_of_whole(play)})
         if not asked.get("stream"):
             message = {"role": "assistant", "content": "word " * play.events}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -215,8 +218,9 @@ class ModelUpstream:
             content = [{"type": "text", "text": "word " * play.events}]
             return await _document(request, {**head, "content": content, "usage": usage})
         delta = {"type": "text_delta", "text": "word "}
+        first = {"input_tokens": prompt} if play.usage == "partly" else {**usage, "output_tokens": 1}
         told: list[dict[str, Any]] = [
-            {"type": "message_start", "message": {**head, "content": [], "usage": {**usage, "output_tokens": 1}}},
+            {"type": "message_start", "message": {**head, "content": [], "usage": first}},
             {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
             *({"type": "content_block_delta", "index": 0, "delta": delta} for _ in range(play.events)),
             {"type": "content_block_stop", "index": 0},
@@ -316,6 +320,8 @@ async def _stream(
 ) -> web.StreamResponse:
     play, visit = request[PLAY], request[VISIT]
     coder = coder_for(play.coding)
+    if play.straddles:
+        pieces = _straddling(pieces)
     answer = web.StreamResponse(status=play.status, headers={**_fields(play), "Content-Type": content_type})
     if play.has_length:
         answer.content_length = sum(map(len, pieces))
@@ -329,6 +335,11 @@ async def _stream(
         await answer.write(end)
     await answer.write_eof()
     return answer
+
+
+def _straddling(pieces: list[bytes]) -> list[bytes]:
+    halves = [(piece[: len(piece) // 2], piece[len(piece) // 2 :]) for piece in pieces]
+    return [halves[0][0], *(end + start for (_, end), (start, _) in pairwise(halves)), halves[-1][1]]
 
 
 async def _paced(play: Play, pieces: list[bytes]) -> AsyncIterator[bytes]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from control.embedded import wait_until
 from tests.system.installation import Installation, Workload
 from tests.system.model_client import get, post, refusals_counted
 from tests.system.model_upstream import ModelUpstream, Play
@@ -56,8 +57,11 @@ async def test_what_is_under_way_when_a_limit_is_lowered_is_finished_and_charged
     workload = await installation.workload("1")
     slow = Play(events=0, wait_s=0.6)
     running = [asyncio.create_task(get(installation, workload, FLAT, "", slow)) for _ in range(3)]
-    while (await installation.live("key", workload.key)).held < 300_000:
-        await asyncio.sleep(0.01)
+
+    async def all_are_held() -> bool:
+        return (await installation.live("key", workload.key)).held == 300_000
+
+    await wait_until(all_are_held, 10, "the requests to be under way")
     await set_limit(installation, "key", workload, "0.1")
     refused = await get(installation, workload, FLAT, "", QUICK)
     metadata = refused.document["error"]["metadata"]
@@ -116,8 +120,7 @@ async def test_refusals_of_every_reason_are_rows_by_reason_and_level(
     account = await installation.account(organization, requests_in_flight=1)
     workload = await installation.key(organization, account)
     slow = asyncio.create_task(get(installation, workload, FLAT, "", Play(events=0, wait_s=1.0)))
-    while not models.of(workload.key):
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: bool(models.of(workload.key)), 10, "the request to be under way")
     assert await ask(installation, workload) == 429
     assert (await slow).status == 200
     assert [await ask(installation, workload) for _ in range(4)] == [200, 402, 402, 402]

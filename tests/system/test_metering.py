@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
+from websockets.asyncio.client import connect
 
 from control.embedded import wait_until
 from tests.system.installation import Installation, Workload
 from tests.system.metered_routes import HOLD, chat_cost
-from tests.system.model_client import complete, get, post, rows_by_name, sdk, stream
+from tests.system.model_client import complete, get, named, post, rows_by_name, sdk, stream
 from tests.system.model_upstream import ModelUpstream, Play, Usage
 from tests.system.test_clients import QUESTION
 
@@ -80,33 +81,30 @@ async def test_the_openai_sdk_is_charged_for_what_is_reported_in_any_coding_stre
     assert len(expected) == 64
 
 
-@pytest.mark.parametrize("coding", ["", "gzip", "br"])
 async def test_a_client_that_hangs_up_after_the_third_event_is_charged_for_what_was_used_till_then(
-    installation: Installation, coding: str
+    installation: Installation,
 ) -> None:
     workload = await installation.workload()
-    ways: list[tuple[str, Usage]] = [
-        ("last-event", "every"), ("each-event", "increments"), ("last-event", "last"), ("last-event", "zero")
+    units = {"input_tokens": 12_345, "output_tokens": 21}
+    reported = ("client_gone", 200, chat_cost(12_345, 21), units, False)
+    silent = ("client_gone", 200, HOLD, NOTHING, True)
+    ways: list[tuple[str, Usage, Charge]] = [
+        ("last-event", "every", reported), ("each-event", "increments", reported),
+        ("last-event", "last", silent), ("last-event", "zero", silent),
     ]  # fmt: skip
+    expected: dict[str, Charge] = {}
 
-    async def hang_up(route: str, usage: Usage) -> str:
+    async def hang_up(route: str, usage: Usage, charge: Charge, coding: str) -> str:
+        name = f"{route}.{usage}.{coding}"
+        expected[name] = charge
         play = Play(usage=usage, coding=coding, events=10, tokens=(12_345, 70), stays_after=3)
         async with sdk(installation, workload, route) as client:
-            return await stream(client, f"{route}.{usage}", play, hang_up_after=3)
+            return await stream(client, name, play, hang_up_after=3)
 
-    assert set(await asyncio.gather(*(hang_up(*way) for way in ways))) == {"word " * 3}
-    reported = (
-        "client_gone",
-        200,
-        chat_cost(12_345, 21),
-        {"input_tokens": 12_345, "output_tokens": 21},
-        False,
-    )
-    silent = ("client_gone", 200, HOLD, NOTHING, True)
-    assert await charges(installation, workload) == {
-        "last-event.every": reported, "each-event.increments": reported,
-        "last-event.last": silent, "last-event.zero": silent,
-    }  # fmt: skip
+    asked = (hang_up(*way, coding) for way in ways for coding in CODINGS)
+    assert set(await asyncio.gather(*asked)) == {"word " * 3}
+    assert await charges(installation, workload) == expected
+    assert len(expected) == 16
 
 
 async def test_codings_that_the_sdk_cannot_read_are_metered_and_passed_on_unchanged(
@@ -141,32 +139,52 @@ def message_cost(prompt: int, completion: int) -> int:
     return 3 * prompt + 15 * completion
 
 
-@pytest.mark.parametrize("coding", ["", "gzip", "zstd"])
 async def test_messages_report_their_input_at_the_start_and_their_output_at_the_end(
-    installation: Installation, coding: str
+    installation: Installation,
 ) -> None:
     workload = await installation.workload()
-    play = Play(coding=coding, tokens=(1_000, 33))
-    body = {"model": "m", "max_tokens": 100, "messages": [QUESTION]}
-    for name, more in (("whole", {}), ("stream", {"stream": True})):
-        said = await post(installation, workload, "/messages/messages", name, play, body | more)
+    names = [
+        f"{'stream' if streams else 'whole'}.{coding}" for streams in (True, False) for coding in CODINGS
+    ]
+    for name in names:
+        play = Play(coding=name.rpartition(".")[2], tokens=(1_000, 33))
+        body = {"model": "m", "max_tokens": 100, "messages": [QUESTION], "stream": name.startswith("stream")}
+        said = await post(installation, workload, "/messages/messages", name, play, body)
         assert (said.status, said.is_whole) == (200, True)
     units = {"input_tokens": 1_000, "output_tokens": 33}
     expected = ("completed", 200, message_cost(1_000, 33), units, False)
-    assert await charges(installation, workload) == dict.fromkeys(("whole", "stream"), expected)
+    assert await charges(installation, workload) == dict.fromkeys(names, expected)
 
 
-async def test_a_message_that_breaks_off_is_charged_for_its_input_and_the_output_that_was_reported(
+async def test_a_message_that_breaks_off_is_charged_for_what_was_reported_or_estimated_if_half_of_it_was(
     installation: Installation,
 ) -> None:
     workload = await installation.workload()
     body = {"model": "m", "max_tokens": 100, "messages": [QUESTION], "stream": True}
-    play = Play(tokens=(1_000, 33), events=8, dies="midway")
-    said = await post(installation, workload, "/messages/messages", "broken", play, body)
-    assert (said.status, said.is_whole) == (200, False)
+    ways: list[tuple[str, Usage]] = [("told", "last"), ("half-told", "partly")]
+    for name, usage in ways:
+        play = Play(tokens=(1_000, 33), events=8, dies="midway", usage=usage)
+        said = await post(installation, workload, "/messages/messages", name, play, body)
+        assert (said.status, said.is_whole) == (200, False)
     units = {"input_tokens": 1_000, "output_tokens": 1}
     assert await charges(installation, workload) == {
-        "broken": ("upstream_failed", 200, message_cost(1_000, 1), units, False)
+        "told": ("upstream_failed", 200, message_cost(1_000, 1), units, False),
+        "half-told": ("upstream_failed", 200, HOLD, {"input_tokens": 1_000}, True),
+    }
+
+
+async def test_what_nobody_meters_on_a_metered_route_is_charged_what_was_estimated(
+    installation: Installation,
+) -> None:
+    workload = await installation.workload()
+    url = f"ws://127.0.0.1:{installation.addresses.gateway_port}/last-event/socket"
+    fields = workload.bearer | named("tunnel", Play(events=3))
+    async with connect(url, additional_headers=fields, proxy=None) as client:
+        assert [len(message) async for message in client] == [1_024] * 3
+    await get(installation, workload, "/last-event/pieces", "bytes", Play(events=3))
+    assert await charges(installation, workload) == {
+        "tunnel": ("completed", 101, HOLD, NOTHING, True),
+        "bytes": ("completed", 200, HOLD, NOTHING, True),
     }
 
 

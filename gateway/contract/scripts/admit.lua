@@ -5,6 +5,7 @@
 --       then for each request: digest of the token, amount to hold (microcredits), head of the hold:
 --       request|key|account|organization|route
 -- Returns a list with an answer for each request: the hold (a string, see records.py) when admitted, else one of
+--   {'placed', hold}                                     admitted, and its place is one of a bounded number
 --   {'observed', hold, level, what, …}                   admitted; these levels only observe, and would have refused: what is
 --                                                        'budget', 'rate' or 'in_flight'
 --   {'missing', level}                                   a record is not there: the caller asks whether Redis is loaded
@@ -171,7 +172,7 @@ local function admit(names, digest, amount, head)
   local hold = ('%s|%s|%d|%s|%s|%s'):format(head, amount, now, key[WINDOW], account[WINDOW], organization[WINDOW])
   holds[#holds + 1] = deadline
   holds[#holds + 1] = hold
-  if not seen then return hold end
+  if not seen then return (key[MOST] or account[MOST]) and {'placed', hold} or hold end
   for _, record in ipairs({key, account, organization}) do
     if seen[record.level] then record[OBSERVED] = record[OBSERVED] + 1 end
   end

@@ -41,6 +41,8 @@ class RedisEnd:
     now_ms: Callable[[], int] = lambda: STARTED_AT_MS
     is_loaded: bool = True
     refusal: list[Any] | None = None
+    has_places: bool = False
+    """Whether the key may have only so many requests in flight: admit says so with the hold."""
     room: int | None = None
     """Microcredits that are left for holds to grow into; None: endless."""
     records: dict[bytes, list[bytes | None]] = field(default_factory=dict)
@@ -85,6 +87,11 @@ class RedisEnd:
             self.run(command)
         self._waiting.clear()
 
+    def drop_unanswered(self) -> None:
+        """What has arrived is never run: it was lost with its connection."""
+        self._read()
+        self._waiting.clear()
+
     def run(self, command: list[bytes]) -> Any:
         name, *arguments = command
         self.commands[self.name_of(command)] += 1
@@ -125,7 +132,7 @@ class RedisEnd:
         hold = b"%b|%b|%d|%b" % (head, amount, self.now_ms(), WINDOWS)
         self.holds.add(hold)
         self.admitted.append(hold)
-        return hold
+        return [b"placed", hold] if self.has_places else hold
 
     def _settle(self, hold: bytes, cost: bytes, event: bytes) -> int:
         if hold not in self.holds:
