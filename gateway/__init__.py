@@ -12,7 +12,8 @@ The path of a request, and the room for each step:
     ledger             admit, settle, extend: scripts, gathered (batches), sent through redis_pipe, answers matched by order
     holding            an admitted request's hold: extended and topped up while it runs, settled exactly once
     sending            the request on its way to the upstream
-    exchange           the answer on its way back; how long either may stand still: patience; how it is cut: http1.websocket
+    exchange           the answer on its way back; how long either may stand still: patience
+    http1.websocket, http1.event_borders    where an answer that is cut can be told so
     http1.upgrade      which request may become a tunnel;  http1.forwarding: which way it has come (networks)
     http1.targets      the targets of a route: which one is taken (balancing), how they are (http1.health)
     http1.pool         connections to one target (http1.upstream, http1.resolver), lent to one request at a time

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.estimating import CONTINUE
 from gateway.http1.chunked import Data, encode_chunk, last_chunk
+from gateway.http1.event_borders import EventBorders
 from gateway.http1.fields import is_plain_event_stream
 from gateway.http1.head import CHUNKED, RequestHead, ResponseHead
 from gateway.http1.own_answer import event_of
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from gateway.proxy import Lane, Proxy
 
 FRAME_END_S: Final = 1.0
-"""How long a WebSocket that is cut may take to come to the end of a frame, behind which it can be told why."""
+"""How long a WebSocket or a stream of events that is cut may take to come to the end of a frame or an event, behind which its
+client can be told why."""
 
 _WITHOUT_BODY: Final = frozenset((204, 304))
 
@@ -47,10 +49,10 @@ class Exchange(Sending):
         self._unsent = 0
         self._answer_chunked = False
         self._answer_head: ResponseHead | None = None
-        self._frames: FrameReader | None = None
-        """What comes of a WebSocket, looked at for where its frames end."""
+        self._frames: FrameReader | EventBorders | None = None
+        """What comes of a WebSocket or of a stream of events, looked at for where a frame or an event ends."""
         self._cut_by: Refusal | None = None
-        """Why a WebSocket is to end, once the frame that is under way has."""
+        """Why it is to end, once the frame or event that is under way has."""
         self._last_words: list[Data] = []
         """What the client knows the answer's end by, while the place that it frees is not free yet."""
         self._cut_due = 0.0
@@ -135,6 +137,9 @@ class Exchange(Sending):
             b"HTTP/1.1 ", head.status_text, b"\r\n", fields, framing, client.connection_field(),
             b"X-Request-Id: ", self.public_id, b"\r\n\r\n",
         ]  # fmt: skip
+        if has_body and length < 0 and is_plain_event_stream(fields):
+            self._frames = EventBorders()
+            self._frames.feed(first)
         if first:
             self._count_answer(first)
         if self._is_placed and (not has_body or self._bytes_out == length):
@@ -236,35 +241,27 @@ class Exchange(Sending):
         self.client.on_exchange_end()
 
     def _break_off(self, refusal: Refusal) -> None:
-        client, now = self.client, self._proxy.loop.time()
-        if self._frames is not None and not self._frames.is_between_frames and not self._cut_by:
+        client, frames, now = self.client, self._frames, self._proxy.loop.time()
+        if frames is not None and not frames.is_between_frames and not self._cut_by:
             self._cut_by, self._cut_due = refusal, now if self._proxy.is_draining else now + FRAME_END_S
-        is_whole = self._frames is None or self._frames.is_between_frames
-        if not is_whole and now < self._cut_due:
+            if self._connection is not None and not client.is_write_paused:
+                self._connection.resume_reading()  # up to the frame's end
+        is_between = frames is not None and frames.is_between_frames
+        if frames is not None and not is_between and now < self._cut_due:
             return
         self._finish("cut")
-        if self._answer_done:
-            client.break_off()  # behind a whole answer there is nothing to say
-        elif self._frames is not None and is_whole:
+        if self._answer_done or not is_between:
+            client.break_off()
+        elif self._is_tunnel:
             code = GOING_AWAY if self._proxy.is_draining else POLICY_VIOLATION
             client.write(close_frame(code, refusal.public_detail))
             client.end_tunnel()
-        elif self._can_say_more():
-            # Behind the end of an event that may be under way: at a border, empty lines are nothing.
-            event = b"\n\n" + event_of(refusal, self._lane.route.errors, self.public_id.decode())
+        else:
+            event = event_of(refusal, self._lane.route.errors, self.public_id.decode())
             client.write(encode_chunk(event) + last_chunk(b"") if self._answer_chunked else event)
             if not self._body_done:
                 client.close_after_answer()
             client.on_exchange_end()
-        else:
-            client.break_off()
-
-    def _can_say_more(self) -> bool:
-        """Whether the answer is a stream of events to which one more can be added: it has no length and no coding."""
-        head = self._answer_head
-        if head is None or head.length >= 0 or self._is_tunnel:
-            return False
-        return is_plain_event_stream(head.fields)
 
     def on_upstream_lost(self) -> None:
         connection, self._connection = self._connection, None

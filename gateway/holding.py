@@ -186,7 +186,8 @@ class Holding(Estimating):
             other, self._other_hold = self._other_hold, None
             if reply[0] == b"gone" and other is not None:
                 self._take_hold(other)
-                self._extend(self._proxy.loop.time())
+                if not self._extending:
+                    self._extend(self._proxy.loop.time())
             else:
                 self._on_not_extended(reply)
         elif isinstance(reply, hiredis.ReplyError):
@@ -235,10 +236,16 @@ class Holding(Estimating):
         self._proxy.metrics.refusals[(self._lane.route.name, refusal.reason.value)] += 1
         charged = outcome != "upstream_failed" or self._lane.route.price.charges_failures
         errors = self._lane.route.errors
-        self._finish(
-            outcome, charged=charged and self._sent_at > 0,
-            then=lambda: self.client.answer_refusal(refusal, errors, self.public_id),
-        )  # fmt: skip
+
+        def tell() -> None:
+            self.client.answer_refusal(refusal, errors, self.public_id)
+
+        charged = charged and self._sent_at > 0
+        if outcome == "client_gone":  # what still comes of its body is to be dealt with at once
+            self._finish(outcome, charged=charged)
+            tell()
+        else:
+            self._finish(outcome, charged=charged, then=tell)
 
     def _charge(self, outcome: Outcome, now: float) -> tuple[Microcredits, bool]:
         """What is charged, and whether that is estimated: where nobody said what was used, or an answer that ended early said

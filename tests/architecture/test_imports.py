@@ -33,6 +33,8 @@ PURE = (
     "gateway.http1.forwarding",
     "gateway.http1.proxy_protocol",
     "gateway.http1.upgrade",
+    "gateway.http1.event_borders",
+    "gateway.http1.websocket",
     "gateway.http1.head",
     "gateway.http1.target",
     "gateway.http1.fields",

@@ -179,8 +179,10 @@ class Desk:
 
     def admitted(self, of: Workload, amount: int = 0, *, request: str = "r1", ttl_ms: int = TTL_MS) -> str:
         """The hold of a request that is expected to be admitted, and observed to pass no limit."""
-        hold = self.admit(of, amount, request=request, ttl_ms=ttl_ms)
-        assert isinstance(hold, str), hold
+        answer = self.admit(of, amount, request=request, ttl_ms=ttl_ms)
+        hold = hold_of(answer)
+        assert hold is not None, answer
+        assert answer in (hold, ["placed", hold])
         return hold
 
     def settle_many(self, settlements: Sequence[Settlement], *, due: bool = False) -> list[int]:
@@ -263,6 +265,14 @@ class Desk:
         """All that Redis holds, for a comparison of before and after."""
         names: Any = self.client.keys()
         return {name: (self.client.dump(name), self.client.pexpiretime(name)) for name in names}
+
+
+def hold_of(answer: Answer) -> str | None:
+    """The hold, if the request was admitted: without more, in one of a bounded number of places, or under observation."""
+    if isinstance(answer, str):
+        return answer
+    assert isinstance(answer, list)
+    return str(answer[1]) if answer[0] in ("placed", "observed") else None
 
 
 def is_alert(event: str) -> bool:

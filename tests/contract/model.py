@@ -147,7 +147,10 @@ class Model:
                 return [no[0], level, *no[1:]]
             observed.append((level, str(no[0])))
         hold = self._let_in(request, names, ttl_ms, {level for level, _ in observed})
-        return ["observed", hold, *(word for pair in observed for word in pair)] if observed else hold
+        if observed:
+            return ["observed", hold, *(word for pair in observed for word in pair)]
+        is_bounded = any(self._pace(name).in_flight is not None for name in names)
+        return ["placed", hold] if is_bounded else hold
 
     def settle_many(self, batch: Sequence[Settlement], *, due: bool) -> list[int]:
         """Thresholds are looked at when all are booked: each that a batch crosses tells what is spent in the end."""

@@ -29,13 +29,14 @@ WHAT_MUST_HAPPEN = (
 
 @pytest.mark.slow
 def test_the_scripts_and_the_model_agree_whatever_happens_in_whatever_order(valkey: redis.Redis) -> None:
+    """A walk that fails is printed as it was. Phase.shrink makes it shorter, in more time than a run of all tests has."""
     Contract.client = valkey
     Contract.happened = Counter()
     run_state_machine_as_test(
         Contract,
         settings=settings(
             max_examples=EXAMPLES, stateful_step_count=STEPS, derandomize=True, database=None, deadline=None,
-            phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate], suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
     # A walk that never meets a refusal or a settlement proves nothing about it.

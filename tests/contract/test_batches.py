@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.money import Microcredits
 from gateway.contract.records import Budget, Grant, Pace
-from tests.contract.desk import Answer, Desk, Request, Settlement, is_alert, read_alert, rules_of, workload
+from tests.contract.desk import Desk, Request, Settlement, hold_of, is_alert, read_alert, rules_of, workload
 
 NOW_MS = 1_710_504_000_000
 BUILDER = workload()
@@ -65,12 +65,6 @@ def asked_of(wanted: Sequence[tuple[int, int, int]]) -> list[Request]:
     ]
 
 
-def hold_of(answer: Answer) -> str | None:
-    if isinstance(answer, list):
-        return str(answer[1]) if answer[0] == "observed" else None
-    return str(answer)
-
-
 def test_a_batch_of_admissions_is_no_other_than_its_requests_one_by_one(valkey: redis.Redis) -> None:
     kinds: set[str] = set()
 
@@ -86,7 +80,7 @@ def test_a_batch_of_admissions_is_no_other_than_its_requests_one_by_one(valkey: 
         kinds.update(str(answer[0]) if isinstance(answer, list) else "admitted" for answer in together)
 
     same()
-    assert kinds == {"admitted", "observed", "digest", "budget", "rate", "in_flight"}
+    assert kinds == {"placed", "observed", "digest", "budget", "rate", "in_flight"}
 
 
 def test_a_batch_of_settlements_is_no_other_than_its_settlements_one_by_one(valkey: redis.Redis) -> None:

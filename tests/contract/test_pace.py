@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.money import Microcredits
 from gateway.contract.records import Budget, Pace
-from tests.contract.desk import Answer, Desk, Request, key_rules, rules_of, workload
+from tests.contract.desk import Answer, Desk, Request, hold_of, key_rules, rules_of, workload
 
 NOW_MS = 1_710_504_000_000
 MINUTE_MS = 60_000
@@ -26,7 +26,7 @@ def paced(desk: Desk, level: Level, pace: Pace) -> None:
 
 
 def passes(answer: Answer) -> bool:
-    return isinstance(answer, str)
+    return hold_of(answer) is not None
 
 
 def assert_refused_without_a_trace(desk: Desk, expected: Answer) -> None:
@@ -251,6 +251,28 @@ def test_a_pace_knows_no_windows(clocked: Desk, level: Level) -> None:
 
 
 # Requests at the same time.
+
+
+@pytest.mark.parametrize(
+    ("key", "account", "is_bounded"),
+    [(Pace(), Pace(), False), (Pace(60, 9), Pace(60, 9), False), (Pace(in_flight=9), Pace(), True),
+     (Pace(), Pace(in_flight=9), True), (Pace(60, 9, 9), Pace(in_flight=9), True)],
+)  # fmt: skip
+def test_an_admission_says_whether_its_place_is_one_of_a_bounded_number(
+    clocked: Desk, key: Pace, account: Pace, is_bounded: bool
+) -> None:
+    """Whoever has such a place gives it back before its client can ask for another."""
+    clocked.publish_all(BUILDER)
+    for level, pace in zip(LEVELS[:2], (key, account), strict=True):
+        clocked.publish(rules_of(level, BUILDER, pace=pace, version=2))
+    answer = clocked.admit(BUILDER)
+    hold = hold_of(answer)
+    assert hold is not None
+    assert answer == (["placed", hold] if is_bounded else hold)
+    clocked.publish(rules_of("organization", BUILDER, Budget(Microcredits(0), enforcement="observe"), 2))
+    watched = clocked.admit(BUILDER, request="r2")
+    assert isinstance(watched, list)
+    assert [watched[0], *watched[2:]] == ["observed", "organization", "budget"]
 
 
 @paced_levels

@@ -41,6 +41,7 @@ from tests.contract.desk import (
     Rules,
     Settlement,
     Workload,
+    hold_of,
     is_alert,
     read_alert,
     rules_of,
@@ -132,8 +133,8 @@ class Contract(RuleBasedStateMachine):
         assert answers == expected
         for request, answer in zip(batch, answers, strict=True):
             self._note("admit", answer)
-            hold = answer[1] if isinstance(answer, list) and answer[0] == "observed" else answer
-            if isinstance(hold, str):
+            hold = hold_of(answer)
+            if hold is not None:
                 self.seen.append((request.of, hold))
         self.happened["loss booked"] += self.model.records[self.prepaid].lost > lost
         self.happened["operation"] += 1

@@ -4,7 +4,7 @@
 
 A target is /<route>/<play>/<wait in ms>/<amount>/<what tells it from the others>:
 
-    plain    as many bytes, in two halves
+    plain    as many bytes, in two halves; none, and it is answered in one piece
     usage    JSON that says that so many output tokens were used
     events   a stream of events that say the same, more with each
     error    500
@@ -95,7 +95,9 @@ def answer(play: str, amount: int) -> list[bytes]:
     if play in ("plain", "midway"):
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % amount
         half = amount // 2
-        return [head + b"x" * half, b"x" * (amount - half)][: 1 if play == "midway" else 2]
+        if play == "midway" or not amount:
+            return [head + b"x" * half]
+        return [head + b"x" * half, b"x" * (amount - half)]
     if play == "usage":
         body = json.dumps({"said": "x" * 200, "usage": {"output_tokens": amount}}).encode()
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -18,9 +17,9 @@ import pytest
 
 from control.embedded import wait_until
 from tests.faults.fickle_clients import Clients, clients_of
+from tests.faults.fickle_process import FickleUpstream, fickle_upstream
 from tests.faults.fickle_routes import HELD_MEAN, KNOWN, OPEN, ROUTES
 from tests.faults.stack import Stack
-from tests.faults.test_abuse import process
 from tests.faults.town import Town, keeps_pace, overshoot, settled_town
 from tests.faults.watcher import Watched, watching
 from tests.system.installation import Gateway, Installation, Row, another_gateway
@@ -33,32 +32,6 @@ AT_ONCE_MIN = 300
 BEFORE_THE_KILL = 300
 """So many have come to their end by then, of those that the upstream answers."""
 STEP_TIMEOUT_S = 30.0
-
-
-class FickleUpstream:
-    """Started by `fickle_upstream`."""
-
-    def __init__(self, started: asyncio.subprocess.Process, port: int) -> None:
-        self._process = started
-        self.url = f"http://127.0.0.1:{port}"
-
-    def open(self) -> None:
-        """Answer from now on."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-
-    async def seen(self) -> dict[str, str]:
-        """The targets of all requests that reached it, by their ids; it ends with this."""
-        output, _ = await asyncio.wait_for(self._process.communicate(b""), STEP_TIMEOUT_S)
-        return dict(json.loads(output))
-
-
-@asynccontextmanager
-async def fickle_upstream() -> AsyncIterator[FickleUpstream]:
-    async with process("tests.faults.fickle") as started:
-        assert started.stdout is not None
-        line = await asyncio.wait_for(started.stdout.readline(), STEP_TIMEOUT_S)
-        yield FickleUpstream(started, int(line.split()[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +125,9 @@ def limits_of_all_kinds_were_hit(clients: Clients) -> None:
 
 @pytest.fixture
 def seed() -> int:
-    """What chance is drawn from; printed where a test fails."""
-    drawn = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {drawn}")
+    """What chance is drawn from: SEED in the environment, or another each time, printed where a test fails."""
+    drawn = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"drawn from SEED={drawn}")
     return drawn
 
 

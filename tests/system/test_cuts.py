@@ -220,6 +220,15 @@ async def test_messages_end_with_an_event_called_error(installation: Installatio
 # -- where nothing can be said
 
 
+async def test_a_stream_that_stalls_within_an_event_is_broken_off(installation: Installation) -> None:
+    workload = await installation.workload("0.02")
+    play = Play(events=10, interval_s=0.01, straddles=True, stays_after=4)
+    said = await post(installation, workload, "/growing-messages/messages", "cut", play, ASKED)
+    assert (said.status, said.is_whole) == (200, False)
+    assert b"budget_exceeded" not in said.body  # it would be read as the rest of what is under way
+    await cut_row(installation, workload, 20_000, SECOND)
+
+
 async def test_a_coded_stream_ends_in_a_broken_chunk(installation: Installation) -> None:
     workloads = [await installation.workload("0.015") for _ in CODINGS]
     plays = [replace(LONG, coding=coding) for coding in CODINGS]

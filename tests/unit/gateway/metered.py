@@ -87,6 +87,65 @@ def refusal(client: Line) -> tuple[int, str, str]:
     return int(head.rpartition(b"HTTP/1.1 ")[2][:3]), problem["code"], problem["detail"]
 
 
+# -- answers that outgrow what is held
+
+BY_BYTES = replace(METERED, price=Price(kib_out=Microcredits(1_024)), meters=None, hold=Microcredits(1_000))
+BY_TIME = replace(METERED, price=Price(second=Microcredits(1_000)), meters=None, hold=Microcredits(1_000))
+
+
+def streaming(world: World, first: bytes = b"") -> tuple[Line, Line]:
+    """A client and its upstream, which has begun to answer with events."""
+    client = asks(world)
+    upstream = world.upstream.lines[-1]
+    upstream.say(STREAM + first)
+    world.settle_down()
+    return client, upstream
+
+
+def ends(world: World, upstream: Line) -> None:
+    upstream.say(b"0\r\n\r\n")
+    world.settle_down()
+    world.advance(0.5)
+
+
+def noting_extensions(world: World) -> list[int]:
+    """What is asked for in addition, each time."""
+    asked: list[int] = []
+
+    def reply(command: list[bytes]) -> Any:
+        if world.redis.name_of(command) == "extend":
+            asked.append(int(command[-2]))
+        return world.redis.run(command)
+
+    world.redis.replies = reply
+    return asked
+
+
+def outgrown(world: World) -> tuple[Line, Line]:
+    """An answer that has outgrown its hold; Redis has not said anything yet."""
+    client, upstream = streaming(world)
+    world.is_prompt = False
+    upstream.say(chunk(event(200)))
+    world.advance(0.15, 0.05)
+    assert world.redis.waiting == ["extend"]
+    return client, upstream
+
+
+def full_world(route: Route = METERED, **settings: Any) -> World:
+    """No level has room for more than is held."""
+    world = metered_world(route, **settings)
+    world.redis.room = 0
+    return world
+
+
+def key_is_off(world: World) -> None:
+    """From the next extension on."""
+    run = world.redis.run
+    world.redis.replies = lambda command: (
+        [b"status", b"key", b"disabled"] if world.redis.name_of(command) == "extend" else run(command)
+    )
+
+
 # -- routes that are priced by what a request asks for
 
 AHEAD = 1_024

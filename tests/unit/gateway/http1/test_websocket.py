@@ -86,11 +86,9 @@ def test_bytes_one_by_one_and_as_a_view_are_read_alike() -> None:
     for at in range(len(data) - 1):
         one_by_one.feed(data[at : at + 1])
     view.feed(memoryview(data)[:-1])
-    assert not one_by_one.is_between_frames
-    assert not view.is_between_frames
+    assert [one_by_one.is_between_frames, view.is_between_frames] == [False, False]
     assert one_by_one.end_of_frame(data[-1:]) == view.end_of_frame(memoryview(data)[-1:]) == 1
-    assert one_by_one.is_between_frames
-    assert view.is_between_frames
+    assert [one_by_one.is_between_frames, view.is_between_frames] == [True, True]
 
 
 def test_a_frame_of_absurd_length_is_only_counted() -> None:
