@@ -26,9 +26,12 @@ from tests.contract.chances import (
     WORKLOADS,
     amounts,
     changes,
+    grants_after_ms,
     lifetimes_ms,
+    nearly,
+    one_in_ten,
     paces,
-    passing_ms,
+    passing_us,
     requests,
     settlements,
     some,
@@ -82,10 +85,10 @@ class Contract(RuleBasedStateMachine):
         self.line: list[Grant] = []  # of the prepaid organization
         for of in WORKLOADS:
             for level in LEVELS:
-                budget = Budget(Microcredits(OPENING[level]), "daily")
-                if of in OBSERVED[level]:
-                    budget = replace(budget, enforcement="observe")
-                rules = rules_of(level, of, budget)
+                budget = Budget(
+                    OPENING[level], "daily", enforcement="observe" if of in OBSERVED[level] else "enforce"
+                )
+                rules = rules_of(level, of, Budget() if of.tag == PREPAID else budget)
                 name = self.desk.record(rules)
                 if name not in self.published:
                     self._publish(name, rules, spent=5)
@@ -104,14 +107,10 @@ class Contract(RuleBasedStateMachine):
     def admit(self, of: Workload, amount: int, ttl_ms: int) -> None:
         self._admit([(of, amount, False)], ttl_ms)
 
-    @rule(of=workloads, amount=amounts)
-    def admit_again(self, of: Workload, amount: int) -> None:
-        """Several rules of one kind: chance picks rules evenly, and admissions are what everything else needs."""
-        self._admit([(of, amount, False)], 60_000)
-
-    @rule(of=workloads, amount=amounts, wrong=st.sampled_from([False] * 4 + [True]))
-    def admit_once_more(self, of: Workload, amount: int, wrong: bool) -> None:
-        self._admit([(of, amount, wrong)], 1_000)
+    @rule(of=workloads, amount=amounts, wrong=one_in_ten)
+    def admit_again(self, of: Workload, amount: int, wrong: bool) -> None:
+        """Two rules of one kind: chance picks rules evenly, and admissions are what everything else needs."""
+        self._admit([(of, amount, wrong)], 60_000)
 
     @rule(near=workloads, batch=st.lists(requests, min_size=2, max_size=6), ttl_ms=lifetimes_ms)
     def admit_a_batch(self, near: Workload, batch: Sequence[tuple[int, int, bool]], ttl_ms: int) -> None:
@@ -153,7 +152,7 @@ class Contract(RuleBasedStateMachine):
     @rule(
         near=workloads,
         batch=st.lists(settlements, min_size=1, max_size=4),
-        early_ms=st.sampled_from([-1, 0, 0, 1]),
+        early_ms=nearly,
     )
     def expire(self, near: Workload, batch: Sequence[tuple[int, int, bool]], early_ms: int) -> None:
         """As the expire job does, but a millisecond before the deadline of the first, at it, or after it."""
@@ -177,13 +176,18 @@ class Contract(RuleBasedStateMachine):
     @rule(index=some, added=amounts, ttl_ms=lifetimes_ms, in_flight=st.sampled_from([True] * 4 + [False]))
     def extend(self, index: int, added: int, ttl_ms: int, in_flight: bool) -> None:
         for chosen in self._chosen([(index, 0, in_flight)]):
-            expected = self.model.extend(chosen.hold, added, ttl_ms)
-            answer = self.desk.extend(chosen.of, chosen.hold, added, ttl_ms=ttl_ms)
-            assert answer == expected
-            self._note("extend", answer)
-            self.happened["operation"] += 1
-            if isinstance(answer, str) and answer != chosen.hold:
-                self.seen.append((chosen.of, answer))
+            self._extend(chosen.of, chosen.hold, added, ttl_ms)
+
+    def _extend(self, of: Workload, hold: str, added: int, ttl_ms: int) -> None:
+        lost = self.model.records[self.prepaid].lost
+        expected = self.model.extend(hold, added, ttl_ms)
+        answer = self.desk.extend(of, hold, added, ttl_ms=ttl_ms)
+        assert answer == expected
+        self._note("extend", answer)
+        self.happened["loss found by a top-up"] += self.model.records[self.prepaid].lost > lost
+        self.happened["operation"] += 1
+        if isinstance(answer, str) and answer != hold:
+            self.seen.append((of, answer))
 
     # Rules change.
 
@@ -245,13 +249,12 @@ class Contract(RuleBasedStateMachine):
 
     # Prepaid credits.
 
-    @rule(
-        amount=st.sampled_from([1, 20, 60, 100]),
-        after_ms=st.sampled_from([0, 1, 59_000, 3_600_000, 86_400_000, None]),
-    )
-    def grant(self, amount: int, after_ms: int | None) -> None:
+    @rule(amount=st.sampled_from([1, 20, 60, 100]), after_ms=grants_after_ms, afresh=one_in_ten)
+    def grant(self, amount: int, after_ms: int | None, afresh: bool) -> None:
+        if afresh:
+            self._start_a_line()
         self._grant(amount, NO_EXPIRY_MS if after_ms is None else self.model.now_ms + after_ms)
-        self._did("grant")
+        self._did("new line" if afresh else "grant")
 
     def _grant(self, amount: int, expires_at_ms: int) -> None:
         record = self.model.records[self.prepaid]
@@ -267,12 +270,18 @@ class Contract(RuleBasedStateMachine):
             self.prepaid, replace(old, version=old.version + 1, budget=budget, grants=expiring(self.line))
         )
 
-    @rule(amount=amounts, late_ms=st.sampled_from([-1, 0, 0, 1]), closes=st.booleans())
-    def a_grant_expires(self, amount: int, late_ms: int, closes: bool) -> None:
+    @rule(amount=amounts, late_ms=nearly, tops_up=st.sampled_from([True, True, False]), closes=st.booleans())
+    def a_grant_expires(self, amount: int, late_ms: int, tops_up: bool, closes: bool) -> None:
         """Somebody looks, and what has nothing more to lose may be left out of the rules from then on."""
-        if self.line and self.line[0].expires_at_ms != NO_EXPIRY_MS:
-            self._move_clock_to(max(self.model.now_ms, self.line[0].expires_at_ms + late_ms))
-        self._admit([(BUSY[-1], amount, False)], 60_000)
+        if not expiring(self.line):
+            self._grant(60, self.model.now_ms + 1_000)
+        self._admit([(BUSY[-1], 1, False)], 90_000)
+        self._move_clock_to(max(self.model.now_ms, self.line[0].expires_at_ms + late_ms))
+        running = [form for form in self.seen if form[1] in self.model.holds and form[0].tag == PREPAID]
+        if tops_up and running:
+            self._extend(*running[-1], amount, 60_000)
+        else:
+            self._admit([(BUSY[-1], amount, False)], 60_000)
         record, limit = self.model.records[self.prepaid], end_of(self.line)
         booked = self.model.spent(self.prepaid, record.window_ms) + record.lost
         closed = [g for g in self.line if g.expires_at_ms <= self.model.now_ms and g.end <= booked]
@@ -281,30 +290,18 @@ class Contract(RuleBasedStateMachine):
             self._publish_the_line(limit)
             self._did("grant closed")
 
-    @rule(chance=st.integers(0, 4))
-    def start_a_new_line(self, chance: int) -> None:
-        if chance == 0:
-            self._start_a_line()
-            self._grant(150, NO_EXPIRY_MS)
-            self._did("new line")
-
     def _start_a_line(self) -> None:
         self.line = []
         self._publish_the_line(0, since_ms=self.model.now_ms)
 
     # Time passes.
 
-    @rule(ms=passing_ms)
-    def time_passes(self, ms: int) -> None:
-        self._move_clock_to(max(STARTS_AT_MS, self.model.now_ms + ms))
-        self._did("back" if ms < 0 else "on")
+    @rule(us=passing_us)
+    def time_passes(self, us: int) -> None:
+        self._set_clock(max(STARTS_AT_MS * 1_000, self.model.now_us + us))
+        self._did("back" if us < 0 else "on")
 
-    @rule(us=st.sampled_from([1, 400, 999_999, 1_000_000, 10_000_000]))
-    def a_moment_passes(self, us: int) -> None:
-        self._set_clock(self.model.now_us + us)
-        self._did("on")
-
-    @rule(of=workloads, level=st.sampled_from(LEVELS), late_ms=st.sampled_from([-1, 0, 0, 1]))
+    @rule(of=workloads, level=st.sampled_from(LEVELS), late_ms=nearly)
     def a_window_ends(self, of: Workload, level: Level, late_ms: int) -> None:
         name = of.records(self.desk.layout)[LEVELS.index(level)]
         _, end_ms = self.model.current_window(name)

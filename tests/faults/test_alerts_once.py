@@ -8,18 +8,18 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import psutil
 import pytest
 from standardwebhooks import Webhook
 
 from control.embedded import wait_until
-from gateway.contract.ids import OrganizationTag
-from gateway.contract.money import format_credits
 from tests.faults.fickle_process import fickle_upstream
+from tests.faults.firms import MANY, PRICE, USUAL, Crossing, Firm, credits_of, crossings, deck, founded
 from tests.faults.stack import Stack
 from tests.integration.receivers import Received, Receiver, receiving
 from tests.system.installation import Gateway, Installation, Workload, another_gateway
@@ -32,16 +32,7 @@ path = "/counted/"
 upstream = "{upstream}"
 price.request = "0.01"
 """
-PRICE = 10_000
 REQUESTS = 10_000
-BEYOND = 50
-"""So many requests more each key makes than its limit pays for."""
-KEY_LIMITS = (150, 300, 450, 600, 750)
-"""Of the keys of each account, in requests. What is above them has the sum, so that all are used up in the end."""
-MANY = (25, 50, 80, 100)
-"""Thresholds of one organization; every other entity has the usual ones."""
-USUAL = (80, 100)
-
 LOOPS = 16
 ANSWER_MS = 20
 WORKERS = 2
@@ -49,77 +40,7 @@ RETRY_S = 0.02
 STEP_TIMEOUT_S = 40.0
 
 
-class Crossing(NamedTuple):
-    """What is told once in each window."""
-
-    level: str
-    id: str
-    threshold: int
-    limit: str
-
-
-@dataclass(slots=True)
-class Firm:
-    """An organization with what it may spend, in requests, and who is told."""
-
-    tag: OrganizationTag
-    id: str
-    limit: int
-    thresholds: tuple[int, ...]
-    secret: str
-    receiver: Receiver
-    accounts: dict[str, int] = field(default_factory=dict)
-    keys: list[tuple[Workload, int]] = field(default_factory=list)
-
-    def crossings(self) -> Counter[Crossing]:
-        """What all of them cross until nothing is left."""
-        found: Counter[Crossing] = Counter()
-        found.update(crossings("organization", self.id, self.limit, self.thresholds))
-        for account, limit in self.accounts.items():
-            found.update(crossings("account", account, limit))
-        for workload, limit in self.keys:
-            found.update(crossings("key", workload.key, limit))
-        return found
-
-
-def crossings(level: str, entity: str, limit: int, thresholds: tuple[int, ...] = USUAL) -> list[Crossing]:
-    return [Crossing(level, entity, threshold, credits_of(limit)) for threshold in thresholds]
-
-
-def credits_of(requests: int) -> str:
-    return format_credits(requests * PRICE)
-
-
-async def founded(installation: Installation, receiver: Receiver, thresholds: tuple[int, ...]) -> Firm:
-    each = sum(KEY_LIMITS)
-    limit = 2 * each
-    made = await installation.organization(credits_of(limit), alert_thresholds=list(thresholds))
-    where = {"kind": "webhook", "url": receiver.url}
-    destination = await installation.call(
-        "POST", f"/v1/organizations/{made['id']}/alerts/destinations", where
-    )
-    tag = OrganizationTag(made["id"].removeprefix("org_"))
-    firm = Firm(tag, made["id"], limit, thresholds, destination["secret"], receiver)
-    for _ in range(2):
-        account = await installation.account(made, credits_of(each))
-        firm.accounts[account["id"]] = each
-        for share in KEY_LIMITS:
-            firm.keys.append((await installation.key(made, account, credits_of(share)), share))
-    return firm
-
-
 # -- the requests
-
-
-def deck(keys: list[tuple[Workload, int]]) -> list[Workload]:
-    """In which order keys ask: each from the beginning on, evenly, until it has asked for all that it may and something beyond;
-    one comes to its end after another."""
-    placed = [
-        (turn / (limit + BEYOND) * (number + 1) / len(keys), number, workload)
-        for number, (workload, limit) in enumerate(keys)
-        for turn in range(limit + BEYOND)
-    ]
-    return [workload for _, _, workload in sorted(placed, key=lambda card: card[:2])]
 
 
 @dataclass(slots=True)
@@ -200,13 +121,19 @@ class Site:
     def logged(self, event: str) -> int:
         return log_of(self.stack).read_bytes().count(f'"{event}"'.encode())
 
+    async def pids(self) -> set[int]:
+        """Of the workers; of whom one may end while they are counted."""
+        while True:
+            with suppress(psutil.NoSuchProcess):
+                return {worker.pid for worker in await asyncio.to_thread(self.gateway.workers)}
+
     async def kill_a_worker(self) -> None:
-        victim, *_ = await asyncio.to_thread(self.gateway.workers)
-        os.kill(victim.pid, signal.SIGKILL)
+        (victim, *_) = before = await self.pids()
+        os.kill(victim, signal.SIGKILL)
 
         async def is_replaced() -> bool:
-            now = await asyncio.to_thread(self.gateway.workers)
-            return len(now) == WORKERS and victim.pid not in {worker.pid for worker in now}
+            now = await self.pids()
+            return len(now) == WORKERS and now != before
 
         await wait_until(is_replaced, STEP_TIMEOUT_S, "a worker in place of the one that was killed")
 

@@ -59,7 +59,7 @@ class Town:
     async def key(
         self, organization: dict[str, Any], account: dict[str, Any], limit: int | None = None, **pace: int
     ) -> Workload:
-        made = await self.installation.key(organization, account, _credits(limit), **pace)
+        made = await self.installation.key(organization, account, _credits(limit), "never", **pace)
         name = self.installation.layout.key(KeyId(made.key))
         self._note(Entity("key", made.key, name, limit, pace.get("requests_in_flight")))
         self.workloads.append(made)

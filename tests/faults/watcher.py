@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import redis
 
 from control.embedded import wait_until
-from gateway.contract.ids import Level
+from gateway.contract.ids import LEVELS, Level
 from gateway.contract.records import Hold
 
 PAUSE_S = 0.002
@@ -100,14 +100,9 @@ class Watcher:
         sums: Counter[tuple[str, str]] = Counter()
         counts: Counter[tuple[str, str]] = Counter()
         for hold in map(Hold.unpack, members):
-            named = (
-                ("key", hold.key_id),
-                ("account", hold.account_id),
-                ("organization", hold.organization_tag),
-            )
-            for name in named:
-                sums[name] += hold.amount
-                counts[name] += 1
+            for level, id_ in zip(LEVELS, (hold.key_id, hold.account_id, hold.organization_tag), strict=True):
+                sums[level, id_] += hold.amount
+                counts[level, id_] += 1
         for entity, (_, held, in_flight) in zip(self._entities, counters, strict=True):
             name = (entity.level, entity.id)
             if int(held or 0) != sums[name]:

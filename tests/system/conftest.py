@@ -187,7 +187,7 @@ def product(routes: Path, data_dir: Path, database_dsn: str) -> Iterator[Running
         "up", "--json", "--data", str(data_dir), "--port", "0", "--control-port", "0", "--management-port", "0",
         "--workers", "2", "--config", str(routes), "--postgres", database_dsn,
     ]  # fmt: skip
-    running = Running(arguments)
+    running = Running(arguments, {"TOLLKEEPER_DRAIN_INTERVAL_S": "0.2"})  # many tests wait for their rows
     yield running
     running.close()
 

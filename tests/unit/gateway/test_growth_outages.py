@@ -244,9 +244,10 @@ Step = Callable[[World, Line, list[int]], None]
 
 
 def uses(world: World, upstream: Line, used: list[int]) -> None:
-    used[0] += 77
+    used[0] += 150
     if not upstream.is_closing():
         upstream.say(chunk(event(used[0])))
+        world.turn(2)
 
 
 def passes(world: World, _: Line, __: list[int]) -> None:
