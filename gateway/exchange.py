@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.http1.target import Target
     from gateway.proxy import Lane, Proxy
 
-FRAME_END_S: Final = 1.0
+FRAME_END_S: Final = 0.5
 """How long a WebSocket or a stream of events that is cut may take to come to the end of a frame or an event, behind which its
 client can be told why."""
 

@@ -119,7 +119,9 @@ class Story:
         _expect(bool(text) and bool(usage), "the streamed answer was not complete")
         self._line("", f"“{text.strip()}”")
         tokens = f"{usage.get('prompt_tokens')} input and {usage.get('completion_tokens')} output tokens"
-        self._line("", f"in {pieces} pieces; it says that it used {tokens}, which is what it costs (see the ledger)")
+        self._line(
+            "", f"in {pieces} pieces; it says that it used {tokens}, which is what it costs (see the ledger)"
+        )
 
     async def _an_empty_budget(self) -> None:
         self._heading("Again and again with the small key, until its limit is reached")

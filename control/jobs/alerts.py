@@ -76,6 +76,7 @@ async def run_once(context: Context, post: Post) -> Told:
                 is_over = context.stopping.is_set() or time.monotonic() > give_over_at
                 if not is_over:
                     sending |= await _begin(context, courier, CLAIM_MAX - len(sending))
+                context.is_well()  # how receivers are is not how the job is
                 if not sending and (is_over or new < FAN_OUT_MAX):
                     break
                 if not sending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,7 +25,8 @@ LOCK_TIMEOUT_S: Final = 3.0
 class Context:
     """`postgres` is the job's own connection: in the runner it also holds the lock that lets the job run, so a job that
     has lost its lock has lost the means to write. `redis` answers bytes and has time-outs. A job that works in batches
-    ends after the present one once `stopping` is set.
+    ends after the present one once `stopping` is set. One whose run may take long, for it waits for others, says `is_well`
+    as soon as it knows that it can work.
     """
 
     postgres: asyncpg.Connection
@@ -33,6 +34,7 @@ class Context:
     layout: Layout
     metrics: JobMetrics = field(default_factory=JobMetrics)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    is_well: Callable[[], None] = lambda: None
 
 
 async def connect_postgres(settings: ControlSettings, job: str) -> asyncpg.Connection:

@@ -1,8 +1,9 @@
 """Reconcile: do the counters in Redis equal the sums of the rows? Says where they differ, and repairs nothing.
 
 For every record: `spent` is the cost of the ledger's rows of its window and of the events not drained yet, `held` is what
-the holds of its window add up to, `in_flight` is how many holds name it; and the ledger's own sums by window equal its rows. A difference means that something
-was lost (a fail-over to a replica that lagged, an entry set aside as unreadable) or a defect, and is for people to judge.
+the holds of its window add up to, `in_flight` is how many holds name it; and the ledger's own sums by window equal its rows. A
+difference means that something was lost (a fail-over to a replica that lagged, an entry set aside as unreadable) or a defect,
+and is for people to judge.
 """
 
 from __future__ import annotations

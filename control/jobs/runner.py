@@ -184,7 +184,10 @@ class Keeper:
 
     async def _lead(self, postgres: asyncpg.Connection) -> None:
         """Run the job while this connection lives and has its lock."""
-        context = Context(postgres, self._redis, self._settings.layout, self._metrics, self._stopping)
+        context = Context(
+            postgres, self._redis, self._settings.layout, self._metrics, self._stopping,
+            is_well=lambda: self._succeeded("running"),
+        )  # fmt: skip
         leads = False
         while not self._stopping.is_set() and not postgres.is_closed():
             try:

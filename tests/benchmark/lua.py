@@ -1,9 +1,10 @@
 """nginx + Lua + lua-nginx-redis doing the whole job: how API gateways on nginx (Kong, APISIX) are built.
 
-It sends the very same scripts with the same arguments, a request a call (its requests know nothing of each other), and an event with the same fields as Tollkeeper's gateway does, encodes
-it with cjson and keeps the same counts and histograms, as the plugins of those gateways do. Where the two differ, the peer is
-favoured: its Lua has no keyed BLAKE2b, so the digest is HMAC-SHA1 out of nginx's own C; it extends no hold. A socket cannot be
-used in the log phase, so it settles from a timer of zero seconds, as those gateways do.
+It sends the very same scripts with the same arguments, one request a call (its requests know nothing of each other), and an
+event with the same fields as Tollkeeper's gateway does, encodes it with cjson and keeps the same counts and histograms, as
+the plugins of those gateways do. Where the two differ, the peer is favoured: its Lua has no keyed BLAKE2b, so the digest is
+HMAC-SHA1 out of nginx's own C; it extends no hold. A socket cannot be used in the log phase, so it settles from a timer of
+zero seconds, as those gateways do.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ _END = b'","usage":{"prompt_tokens":12,"completion_tokens":1,"total_tokens":13}}
 BODY = _BEGINNING + b"x" * (500 - len(_BEGINNING) - len(_END)) + _END
 """An answer as a model gives it, with what it used."""
 
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+_ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+)
 
 
 class _Answers(asyncio.Protocol):

@@ -35,7 +35,9 @@ def test_the_story_turns_out_as_told_the_first_time_and_again_with_the_data_of_t
     assert re.search(r"^ +402 +GET /anything/again", first, re.MULTILINE)
     assert re.search(r"level key, limit 0\.05, spent 0\.05, resets at \d{4}-\d\d-\d\dT00:00:00Z", first)
     assert len(re.findall(r"/anything/(?:hello|again) +echo +200 +completed +0\.01 +0\.01", first)) == 5
-    assert re.search(r"/v1/chat/completions +models +200 +completed +0\.04 +0\.029 ", first), "3 and 13 tokens"
+    assert re.search(r"/v1/chat/completions +models +200 +completed +0\.04 +0\.029 ", first), (
+        "3 and 13 tokens"
+    )
     assert re.search(r"production-worker: 499\.921 of 500 monthly", first)
     assert len(first.splitlines()) <= 60, "the story is to be seen on one screen"
 
