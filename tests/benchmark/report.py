@@ -14,7 +14,8 @@ from tests.benchmark.idle import Memory
 from tests.benchmark.rounds import Sample, Summary
 from tests.benchmark.verdict import Verdict, at_least, at_most
 
-WHOLE_JOB, LOGGED, LUA, ENVOY = "whole-job", "whole-job-logged", "nginx-lua", "envoy"
+WHOLE_JOB, METERED, LOGGED = "whole-job", "whole-job-metered", "whole-job-logged"
+LUA, ENVOY = "nginx-lua", "envoy"
 _OTHERS_SHARE_QUIET = 0.1
 
 
@@ -47,11 +48,16 @@ class Results:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    whole = results.summaries.get(WHOLE_JOB)
+    whole, metered = results.summaries.get(WHOLE_JOB), results.summaries.get(METERED)
+    redis_us = metered.redis.cpu_us_per_request if metered and metered.redis else None
     memory, drain = results.memory, results.drain
     return [
         at_most("whole job ≤ 1.2 × Envoy's CPU", rounds.ratio(results.samples, WHOLE_JOB, ENVOY), 1.2),
         at_most("whole job ≤ 0.5 × nginx + Lua's CPU", rounds.ratio(results.samples, WHOLE_JOB, LUA), 0.5),
+        at_most(
+            "whole job, JSON metered ≤ 1.5 × Envoy's CPU", rounds.ratio(results.samples, METERED, ENVOY), 1.5
+        ),
+        at_most("Redis ≤ 20 µs a request of it", redis_us, 20),
         _throughput(whole),
         at_least("drain ≥ 20 000 events/s into Postgres", drain.rate if drain else None, 20_000),
         at_most(
