@@ -263,11 +263,14 @@ async def test_a_gateway_that_stops_finishes_what_it_has_begun_and_cuts_what_tak
         else:
             answer = await client.answer()
             answers.append((play, answer.status, answer.is_whole, answer.all("connection")))
+            if play == stream:  # a stream of events is told so in a last one
+                assert b"event: error" in answer.body[-2_000:]
+                assert b"The gateway is stopping." in answer.body[-2_000:]
             if play == late:  # answered before its worker was told to stop, or since: it ends in any case
                 assert answers.pop()[1:] in ((200, True, []), (200, True, ["close"]))
                 assert await client.is_closed()
     assert answers == [
-        *[(quick, 200, True, ["close"])] * 4, *[(endless, 503, True, ["close"])] * 4, (stream, 200, False, []),
+        *[(quick, 200, True, ["close"])] * 4, *[(endless, 503, True, ["close"])] * 4, (stream, 200, True, []),
     ]  # fmt: skip
     assert await asyncio.to_thread(site.gateway.process.wait, 20) == 0
     for _, client in clients:

@@ -119,7 +119,8 @@ class Gateway:
         head = f"request-{self._requests}|{key}|{account}|{tag}|default"
         proof = token.digest(PEPPER, secret.encode()) if digest is None else digest
         (answer,) = await self.redis.eval(scripts.ADMIT.text, 4, *names, "", 60_000, proof, amount, head)
-        return answer
+        # An answer that says more than the hold: it is one of a bounded number, or a level only observes.
+        return answer[1] if isinstance(answer, list) and answer[0] == b"placed" else answer
 
     async def spend(self, secret: str, amount: int, *, hold: int | None = None) -> None:
         """One request that costs `amount` microcredits, admitted with a hold of as much unless given, and settled."""
