@@ -89,6 +89,7 @@ local function admit()
     return ngx.exit(503)
   end
   hold = hold[1]
+  if type(hold) == "table" and hold[1] == "placed" then hold = hold[2] end
   connection:set_keepalive(60000, 256)
   if type(hold) ~= "string" then return ngx.exit(402) end
   ngx.req.clear_header("Authorization")

@@ -26,6 +26,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + clock[2] / 1000
 redis.call('XLEN', KEYS[2])
 
+local PARTS = '^[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(%d+)|%d+|(%d+)|(%d+)|(%d+)$'
 local WINDOW, SPENT, HELD, IN_FLIGHT, ALERT_AT = 1, 2, 3, 4, 5
 local records, read, whole = {}, {}, '%d'
 
@@ -64,7 +65,7 @@ for i = 1, count do
   elseif is_due and tonumber(deadline) > now then
     answers[i] = -1
   else
-    local amount, key_window, account_window, organization_window = hold:match('|(%d+)|%d+|(%d+)|(%d+)|(%d+)$')
+    local amount, key_window, account_window, organization_window = hold:match(PARTS)
     if amount then
       taken[hold], answers[i] = true, 1
       found[#found + 1] = hold
