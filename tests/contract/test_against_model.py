@@ -30,6 +30,7 @@ HAPPENS_MIN = 20
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # half a minute where nothing else runs
 def test_the_scripts_and_the_model_agree_whatever_happens_in_whatever_order(valkey: redis.Redis) -> None:
     """A walk that fails is printed as it was. Phase.shrink makes it shorter, in more time than a run of all tests has."""
     Contract.client = valkey
