@@ -106,7 +106,7 @@ def passes(name: bytes, nominated: set[bytes]) -> bool:
     lowered = name.lower()
     folded = lowered.replace(b"_", b"-")
     is_imitation = lowered != folded and folded in SPECIAL | READ_AND_PASSED
-    is_about_principal = folded.startswith(b"x-principal-")  # of any name: only the gateway speaks of the principal
+    is_about_principal = folded.startswith(b"x-principal-")  # only the gateway speaks of it
     return not (lowered in SPECIAL or is_imitation or is_about_principal or lowered in nominated)
 
 
