@@ -46,6 +46,8 @@ class Record:
     """Credits of this window's expired grants, as of the last look."""
     told: int = 0
     """The percent of the limit up to which somebody has been told in this window."""
+    is_over: bool = False
+    """These rules came when `window_ms` was no more: nothing of it is held against them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Model:
             and self.records[organization].rules.budget.enforcement == "enforce"
             and self.current_window(organization)[0] == self.records[organization].window_ms
         ):
-            self.records[organization].lost = self.lost(organization)
+            self._lose(organization, self.lost(organization))
         del self.holds[hold]
         grown = replace(placed, amount=placed.amount + added, deadline_ms=self.now_ms + ttl_ms)
         self.holds[str(grown)] = grown
@@ -203,17 +205,26 @@ class Model:
             self.records[name] = Record(rules, window_ms, spent, window_ms, lost=lost)
             return 1
         if window_ms == record.window_ms:
-            record.lost = max(record.lost, lost)
+            self._lose(name, lost)
         if rules.version <= record.rules.version:
             return 0
         record.rules, record.seen_end_ms = rules, 0
         limit = rules.budget.limit
+        record.is_over = self.current_window(name)[0] != record.window_ms
+        if record.is_over:
+            return 1
         if limit is None:
             record.told = 0
         elif limit > record.lost:
             share = Fraction(100 * self.spent(name, record.window_ms), limit - record.lost)
             record.told = min(record.told, int(share))
         return 1
+
+    def _lose(self, name: str, lost: int) -> None:
+        """Whoever finds a loss in the record's window says with it that this window is the current one."""
+        record = self.records[name]
+        if lost > record.lost:
+            record.lost, record.is_over = lost, False
 
     # How admit judges.
 
@@ -255,6 +266,7 @@ class Model:
             if window_ms != record.window_ms:
                 record.told = 0
             record.window_ms, record.seen_end_ms, record.lost = window_ms, end_ms, lost
+            record.is_over = False
             record.observed[window_ms] += level in observing
             interval_us = self._interval_us(name)
             if interval_us and self._wait_us(name) == 0:
@@ -314,7 +326,7 @@ class Model:
         """Whoever listens hears of each threshold that is reached, and of none below what was told already."""
         record = self.records[name]
         spent, budget = self.spent(name, record.window_ms), record.rules.budget
-        if budget.limit is None or spent == 0:
+        if record.is_over or budget.limit is None or spent == 0:
             return
         limit = max(0, budget.limit - record.lost)
         for threshold in budget.alerts:

@@ -1,7 +1,6 @@
 """Alerts: a settlement that takes what is spent to a threshold says so, once a threshold, entity and window."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import redis
@@ -12,32 +11,17 @@ from gateway.contract.ids import LEVELS, AccountId, Level
 from gateway.contract.money import AMOUNT_MAX, Microcredits
 from gateway.contract.records import Budget, Grant
 from gateway.contract.usage_event import AlertCrossing
-from tests.contract.desk import Desk, Settlement, Workload, rules_of, workload
-
-NOW_MS = 1_710_504_000_000
-HOUR_MS = 3_600_000
-MIDNIGHT_MS = NOW_MS - 12 * HOUR_MS
-BUILDER = workload()
-
-every_level = pytest.mark.parametrize("level", LEVELS)
-
-
-def limited(amount: int | None, period: Any = "never", **more: Any) -> Budget:
-    return Budget(None if amount is None else Microcredits(amount), period, **more)
-
-
-def spend(desk: Desk, cost: int, *, of: Workload = BUILDER) -> None:
-    number = len(desk.stream(of))
-    assert desk.settle(of, desk.admitted(of, request=f"r{number}"), cost, f'{{"n":{number}}}') == 1
-
-
-def told(desk: Desk) -> list[int]:
-    """The thresholds, in the order in which they were told."""
-    return [alert.threshold for alert in desk.alerts(BUILDER)]
-
-
-def change(desk: Desk, level: Level, budget: Budget, version: int = 2) -> None:
-    assert desk.publish(rules_of(level, BUILDER, budget, version)) == 1
+from tests.contract.alert_desk import (
+    BUILDER,
+    MIDNIGHT_MS,
+    NOW_MS,
+    change,
+    every_level,
+    limited,
+    spend,
+    told,
+)
+from tests.contract.desk import Desk, Settlement, rules_of, workload
 
 
 @every_level
@@ -170,43 +154,6 @@ def test_an_expired_hold_can_cross_a_threshold(clocked: Desk) -> None:
     assert told(clocked) == [80]
 
 
-@every_level
-def test_a_new_window_arms_its_thresholds_again(clocked: Desk, level: Level) -> None:
-    clocked.publish_all(BUILDER, **{level: limited(100, "hourly")})
-    for hour in range(3):
-        clocked.set_time(NOW_MS + hour * HOUR_MS)
-        spend(clocked, 85)
-    found = [(alert.window_ms, alert.threshold) for alert in clocked.alerts(BUILDER)]
-    assert found == [(NOW_MS + hour * HOUR_MS, 80) for hour in range(3)]
-
-
-def test_a_clock_that_steps_back_into_an_ended_window_tells_nothing_again(clocked: Desk) -> None:
-    clocked.publish_all(BUILDER, account=limited(100, "hourly"))
-    spend(clocked, 85)
-    clocked.set_time(NOW_MS + HOUR_MS)
-    spend(clocked, 85)
-    clocked.set_time(NOW_MS + HOUR_MS - 1)
-    spend(clocked, 1)
-    assert told(clocked) == [80, 80]
-
-
-def test_a_hold_of_an_ended_window_crosses_nothing_in_the_new_one(clocked: Desk) -> None:
-    clocked.publish_all(BUILDER, account=limited(100, "hourly"))
-    old = clocked.admitted(BUILDER, 90)
-    clocked.set_time(NOW_MS + HOUR_MS)
-    spend(clocked, 10)
-    clocked.settle(BUILDER, old, 90)
-    assert told(clocked) == []
-
-
-def test_a_hold_that_settles_before_anybody_opens_the_new_window_crosses_in_its_own(clocked: Desk) -> None:
-    clocked.publish_all(BUILDER, account=limited(100, "hourly"))
-    old = clocked.admitted(BUILDER, 90)
-    clocked.set_time(NOW_MS + HOUR_MS + 1)
-    clocked.settle(BUILDER, old, 90)
-    assert [(alert.window_ms, alert.threshold) for alert in clocked.alerts(BUILDER)] == [(NOW_MS, 80)]
-
-
 # Rules change.
 
 
@@ -323,15 +270,6 @@ def test_a_change_of_other_rules_tells_nothing_again(clocked: Desk) -> None:
         change(clocked, "key", limited(100), version)
         spend(clocked, 1)
     assert told(clocked) == [80]
-
-
-def test_a_period_that_starts_afresh_arms_its_thresholds_again(clocked: Desk) -> None:
-    clocked.publish_all(BUILDER, key=limited(100, "monthly"))
-    spend(clocked, 85)
-    change(clocked, "key", limited(100, "daily", since_ms=NOW_MS))
-    spend(clocked, 85)
-    assert [alert.threshold for alert in clocked.alerts(BUILDER)] == [80, 80]
-    assert clocked.alerts(BUILDER)[1].window_ms == NOW_MS
 
 
 # Prepaid credits.

@@ -30,6 +30,6 @@ def _load(name: str, *parts: str) -> Script:
 ADMIT: Final = _load("admit", "window", "grants")
 SETTLE: Final = _load("settle")
 EXTEND: Final = _load("extend", "window", "grants")
-PUBLISH: Final = _load("publish")
+PUBLISH: Final = _load("publish", "window")
 ADOPT: Final = _load("adopt")
 ALL: Final[tuple[Script, ...]] = (ADMIT, SETTLE, EXTEND, PUBLISH, ADOPT)

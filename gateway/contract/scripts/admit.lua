@@ -200,9 +200,9 @@ for _, record in ipairs(read) do
     end
     if record.is_rolled then
       redis.call('HSET', record.name, 'window', record[WINDOW], 'window_end', whole:format(record[WINDOW_END]),
-                 'spent', whole:format(record[SPENT]), unpack(fields))
+                 'spent', whole:format(record[SPENT]), 'alert_at', '0', unpack(fields))
       if record.is_new then
-        redis.call('HSET', record.name, 'alerted', '0', 'alert_at', '0')
+        redis.call('HSET', record.name, 'alerted', '0')
         if not record[OBSERVES] then redis.call('HSET', record.name, 'observed', '0') end
         if record.level == 'organization' and not record.loses then redis.call('HSET', record.name, 'lost', '0') end
       end

@@ -11,7 +11,9 @@
 -- emptied (by a caller who does not know what was spent) writes nothing. On a live record counters
 -- stay, and only what was worked out from the old rule is dropped: the cached end of the window, so that the next admission
 -- works it out from the new one, and where the next alert lies. What was told of thresholds is lowered to what is spent
--- of the new limit: a raised limit arms those that lie ahead again. What expired grants have lost only grows, so a Redis that
+-- of the new limit: a raised limit arms those that lie ahead again. But where the next admission would open another window (the
+-- change starts one, as becoming prepaid does, or time did), the counters are those of a window to which the new limit never
+-- applied: then nothing is told until that admission. What expired grants have lost only grows, so a Redis that
 -- came back with an older state takes what the publisher knows of the same window, whatever the version.
 
 local version, window, lost = unpack(redis.call('HMGET', KEYS[1], 'version', 'window', 'lost'))
@@ -24,14 +26,25 @@ if not version then
   redis.call('HSET', KEYS[1], 'window', ARGV[2], 'spent', ARGV[3], 'held', '0', 'in_flight', '0', 'tat', '0',
              'observed', '0', 'lost', ARGV[4], 'alerted', '0')
 end
-redis.call('HSET', KEYS[1], 'version', ARGV[1], 'window_end', '0', 'alert_at', '0', unpack(ARGV, 5))
-local now = redis.call('HMGET', KEYS[1], 'limit', 'lost', 'spent', 'alerted')
-local limit, alerted = tonumber(now[1]), tonumber(now[4]) or 0
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'window_end', '0', unpack(ARGV, 5))
+
+local names = {'limit', 'lost', 'spent', 'alerted', 'window', 'period', 'billing_day', 'since'}
+local record = {}
+for i, value in ipairs(redis.call('HMGET', KEYS[1], unpack(names))) do record[names[i]] = value end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + floor(clock[2] / 1000)
+local start = window_at(record.period, now, tonumber(record.billing_day or 1), tonumber(record.since or 0))
+if start > tonumber(record.window or 0) then
+  redis.call('HSET', KEYS[1], 'alert_at', '')
+  return 1
+end
+redis.call('HSET', KEYS[1], 'alert_at', '0')
+local limit, alerted = tonumber(record.limit), tonumber(record.alerted) or 0
 if alerted > 0 then
   local reached = 0
   if limit then
-    limit = limit - (tonumber(now[2]) or 0)
-    reached = limit > 0 and math.floor(now[3] * 100 / limit) or alerted
+    limit = limit - (tonumber(record.lost) or 0)
+    reached = limit > 0 and floor(record.spent * 100 / limit) or alerted
   end
   if reached < alerted then redis.call('HSET', KEYS[1], 'alerted', ('%d'):format(reached)) end
 end
