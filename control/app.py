@@ -20,6 +20,7 @@ from control.api.routes import build
 from control.api.services import Services
 from control.counters import LiveCounters
 from control.database import PostgresUnreachable, connect_pool
+from control.delivery.resolver import Resolver
 from control.domain.changes import Changes
 from control.domain.hashing import Hashing
 from control.domain.operator import OperatorGate, ensure_operator_token, renew_operator_token
@@ -52,6 +53,7 @@ async def open_services(settings: ControlSettings) -> AsyncIterator[Services]:
                 hashing=hashing,
                 gate=OperatorGate(gate_hashing),
                 pepper=settings.read_pepper(),
+                resolver=Resolver(),
                 metrics=ApiMetrics(),
             )
     finally:

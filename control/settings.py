@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from email.utils import parseaddr
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from control.addresses import check_postgres_dsn, check_redis_url, check_smtp_url, is_mail_address
 from gateway.contract.layout import SHARDS_DEFAULT, SHARDS_MAX, Layout
 from gateway.contract.token import PEPPER_LENGTH_MAX, PEPPER_LENGTH_MIN, Pepper
+
+RETENTION_DAYS_MIN: Final = 35
+"""A monthly window is over by then."""
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -117,6 +120,12 @@ class ControlSettings(BaseSettings):
     )
     alerts_interval_s: Seconds = Field(
         default=1.0, description="Pause between two looks for alerts that destinations are to be told of."
+    )
+    alert_retention_days: int = Field(
+        default=400,
+        ge=RETENTION_DAYS_MIN,
+        le=36_500,
+        description="Days after which an alert of a window that has ended is removed, told or not.",
     )
     smtp_url: SecretStr | None = Field(
         default=None,

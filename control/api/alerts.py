@@ -21,7 +21,7 @@ from control.delivery.courier import TIMEOUT_S, Courier
 from control.delivery.mail import MailServer
 from control.delivery.message import facts, of_test
 from control.delivery.outcome import Outcome
-from control.domain import alerts, destinations, organizations
+from control.domain import alerts, deliveries, destinations, organizations
 from control.domain.alerts import Delivery
 from control.domain.destinations import SEALING_PURPOSE, Destination
 from control.domain.operator import ACTOR
@@ -49,7 +49,10 @@ async def listed(request: web.Request) -> web.Response:
 
 
 async def test(request: web.Request) -> web.Response:
-    """Send a test to every enabled destination, or to the one named, and answer what each did with it."""
+    """Send a test to every enabled destination, or to the one named, and answer what each did with it.
+
+    One that takes it is well again: what waited for it, because it was failing, is sent.
+    """
     deps = services(request)
     query = read_query(request, DestinationQuery)
     async with deps.changes.begin() as change:
@@ -60,8 +63,12 @@ async def test(request: web.Request) -> web.Response:
     )
     timeout_s = min(TIMEOUT_S, deps.settings.request_timeout_s * _OF_THE_CALL)
     server = MailServer.of(deps.settings)
-    async with Courier(_sealing(deps), server, timeout_s=timeout_s) as courier:
+    async with Courier(_sealing(deps), server, deps.resolver, timeout_s=timeout_s) as courier:
         outcomes = await asyncio.gather(*(courier.deliver(each, message) for each in found))
+    async with deps.changes.begin() as change:
+        for destination, outcome in zip(found, outcomes, strict=True):
+            if outcome.is_delivered:
+                await deliveries.took_something(change.conn, destination.id)
     rows = [_tested(destination, outcome) for destination, outcome in zip(found, outcomes, strict=True)]
     return shapes.answer({"data": rows, "message_id": message.id})
 
@@ -134,6 +141,7 @@ def _destination(shown: Destination) -> shapes.Json:
         "disabled_at": shapes.instant(shown.disabled_at),
         "disabled_reason": shown.disabled_reason,
         "failing_since": shapes.instant(shown.failing_since),
+        "paused_until": shapes.instant(shown.paused_until),
         "last_error": shown.last_error,
         "last_delivered_at": shapes.instant(shown.delivered_at),
         "pending": shown.pending,

@@ -12,6 +12,7 @@ from aiohttp import web
 from control.api.metrics import ApiMetrics
 from control.counters import LiveCounters
 from control.database import Connection, Pool
+from control.delivery.resolver import Resolver
 from control.domain.changes import Changes
 from control.domain.hashing import Hashing
 from control.domain.operator import OperatorGate
@@ -30,6 +31,7 @@ class Services:
     hashing: Hashing
     gate: OperatorGate
     pepper: Pepper
+    resolver: Resolver
     metrics: ApiMetrics
 
     @asynccontextmanager

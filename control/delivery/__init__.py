@@ -6,6 +6,7 @@
     webhook   a POST that is signed after the Standard Webhooks scheme
     slack     a POST to a Slack incoming webhook
     mail      SMTP
+    resolver  addresses of receivers' names, for all three
     courier   takes a message to a destination, whatever its kind, within a bound
 
 The job `alerts` and the API's `…/alerts/test` call the courier; when something is tried again is `control.domain.deliveries`'

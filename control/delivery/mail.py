@@ -6,6 +6,7 @@ the URL says `?starttls=never`.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from aiosmtplib import (
 
 from control.delivery.message import Message
 from control.delivery.outcome import Outcome
+from control.delivery.resolver import NotResolvedInTime, Resolver
 from control.settings import ControlSettings
 
 NOT_CONFIGURED: Final = (
@@ -85,13 +87,24 @@ def compose(
 
 
 async def send(
-    server: MailServer, addresses: Sequence[str], message: Message, destination: str, timeout_s: float
+    server: MailServer,
+    resolver: Resolver,
+    addresses: Sequence[str],
+    message: Message,
+    destination: str,
+    timeout_s: float,
 ) -> Outcome:
     """One attempt. Taken if the server accepts it for one of the addresses; those that it refused are a note."""
     mail = compose(message, server.sender, addresses, destination, datetime.now(UTC))
+    try:
+        sock = await resolver.connect(server.host, server.port)
+    except OSError as error:
+        return Outcome(_why(error, timeout_s))
+    # Without a name of its own the library would ask the name server for one.
     client = SMTP(
         hostname=server.host,
-        port=server.port,
+        sock=sock,
+        local_hostname=own_name(sock),
         timeout=timeout_s,
         use_tls=server.uses_tls,
         start_tls=False if server.uses_tls else _STARTTLS[server.starttls],
@@ -116,6 +129,15 @@ async def send(
         client.close()
 
 
+def own_name(sock: socket.socket) -> str:
+    """How we greet a mail server: this machine's full name, or, where it has none, the address that we come from."""
+    name = socket.gethostname()
+    if "." in name.strip("."):
+        return name
+    address = str(sock.getsockname()[0]).partition("%")[0]
+    return f"[IPv6:{address}]" if sock.family == socket.AF_INET6 else f"[{address}]"
+
+
 _STARTTLS: Final[dict[str, bool | None]] = {"auto": None, "required": True, "never": False}
 
 
@@ -135,6 +157,8 @@ def _failed(error: SMTPException, timeout_s: float) -> Outcome:
 
 
 def _why(error: BaseException, timeout_s: float) -> str:
+    if isinstance(error, NotResolvedInTime):
+        return "the mail server's name was not resolved in time"
     causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
         return "TLS with the mail server failed, or its certificate was not accepted"

@@ -73,7 +73,7 @@ def of_alert(alert: Alert) -> Message:
             ),
         ]
     )
-    return Message(alert.id, ALERT_TYPE, alert.crossed_at, facts(alert), subject, text)
+    return Message(alert.id, ALERT_TYPE, alert.crossed_at, facts(alert), _on_one_line(subject), text)
 
 
 def of_test(identifier: str, organization: OrganizationTag, organization_name: str, at: datetime) -> Message:
@@ -85,7 +85,12 @@ def of_test(identifier: str, organization: OrganizationTag, organization_name: s
         "message": words,
     }
     subject = f"{organization_name}: a test of Tollkeeper's alerts"
-    return Message(identifier, TEST_TYPE, at, data, subject, words)
+    return Message(identifier, TEST_TYPE, at, data, _on_one_line(subject), words)
+
+
+def _on_one_line(text: str) -> str:
+    """Whatever a name has in it, it ends no header."""
+    return " ".join(text.splitlines())
 
 
 def instant(at: datetime) -> str:

@@ -12,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from control.delivery.outcome import Outcome
+from control.delivery.resolver import NotResolvedInTime, Resolver
 
 ANSWER_BYTES_MAX: Final = 1024
 _READING_S: Final = 1.0
@@ -19,10 +20,10 @@ _GONE: Final = 410
 _ASKED_MAX_S: Final = 3600
 
 
-def open_session() -> aiohttp.ClientSession:
+def open_session(resolver: Resolver) -> aiohttp.ClientSession:
     """For one round of deliveries. Connections are not kept: the next round may be an hour away."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        connector=aiohttp.TCPConnector(force_close=True, limit=0, resolver=resolver),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
@@ -78,7 +79,8 @@ def _refused(response: aiohttp.ClientResponse) -> Outcome:
 
 def _why(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its host has no address"
+        is_late = isinstance(error.os_error, NotResolvedInTime)
+        return "its host's name was not resolved in time" if is_late else "its host has no address"
     if isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError)):
         return "its TLS certificate was not accepted, or TLS failed"
     if isinstance(error, aiohttp.ClientConnectorError):

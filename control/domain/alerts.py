@@ -105,7 +105,7 @@ async def deliveries_of(conn: Connection, alerts: Sequence[str]) -> dict[str, li
 
 _DELIVERIES: Final = """
 SELECT d.alert, d.destination, t.name AS destination_name, t.kind, d.status, d.attempts,
-       CASE WHEN d.status = 'pending' THEN d.next_attempt_at END AS next_attempt_at,
+       CASE WHEN d.status = 'pending' THEN greatest(d.next_attempt_at, t.paused_until) END AS next_attempt_at,
        d.last_attempt_at, d.last_error, d.delivered_at
   FROM alert_deliveries d JOIN alert_destinations t ON t.id = d.destination
  WHERE d.alert = ANY($1::text[])

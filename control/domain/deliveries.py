@@ -3,7 +3,8 @@ calls it; what is sent, and how, is `control.delivery`'s.
 
 Nobody sends what was not claimed, and a claim is a lease: it ends when the outcome is written down, or after LEASE_S if
 whoever had it was killed. So two processes never send the same, and what was on its way at a kill is sent again later,
-under the same id. Clocks are Postgres's.
+under the same id. Pauses are of two kinds: a destination that fails is left alone, with everything that waits for it; and a
+delivery that a receiver refuses while it takes others is tried ever more seldom. Clocks are Postgres's.
 """
 
 from __future__ import annotations
@@ -62,11 +63,18 @@ class Waiting:
     disabled: int
 
 
-def pause_s(attempts: int, jitter: float, asked_s: float | None = None) -> float:
-    """How long to wait after so many failed attempts: doubling from 5 s to an hour, less a fifth of it times `jitter` (0
-    to 1), so that what failed together does not come back together. At least `asked_s`, if the receiver asked for that.
+def pause_s(attempts: int, jitter: float) -> float:
+    """How long a delivery waits after so many failed attempts: doubling from 5 s to an hour, less a fifth of it times `jitter`
+    (0 to 1), so that what failed together does not come back together.
     """
-    backed_off_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(attempts - 1, 20))
+    return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(attempts - 1, 20)) * (1 - jitter / 5)
+
+
+def rest_s(failing_for_s: float, jitter: float, asked_s: float | None = None) -> float:
+    """How long a destination that has been failing for so long is left alone: as long again, from 5 s to an hour, less a fifth
+    of it times `jitter`. At least `asked_s`, if the receiver asked for that, and never more than an hour.
+    """
+    backed_off_s = min(RETRY_MAX_S, max(RETRY_FIRST_S, failing_for_s))
     return min(RETRY_MAX_S, max(backed_off_s * (1 - jitter / 5), asked_s or 0.0))
 
 
@@ -134,27 +142,41 @@ async def claim(conn: Connection, room: int = CLAIM_MAX) -> list[Claimed]:
     ]
 
 
-# The conditions are there twice on purpose: the first finds, by one picture of the table; the second holds for the row as it
-# is once it is locked, which another process may have claimed since.
+# This is done each second, and costs by the destinations that something waits for, not by how much waits: `waiting` goes from
+# one of them to the next in the index, and from each the first few are taken. Materialized, because a planner that cannot
+# know how few those are would rather read all. The conditions on `d` are there twice on purpose: the first finds, by one
+# picture of the table; the second holds for the row as it is once it is locked, which another process may have claimed since.
 _CLAIM: Final = f"""
-WITH leased AS (
-    SELECT destination, count(*) AS count FROM alert_deliveries
-     WHERE status = 'pending' AND leased_until > now() GROUP BY destination
-), due AS (
-    SELECT d.alert, d.destination, d.next_attempt_at,
-           CASE WHEN t.failing_since IS NULL THEN $1 ELSE 1 END - coalesce(leased.count, 0) AS room,
-           row_number() OVER (PARTITION BY d.destination ORDER BY d.attempts, d.next_attempt_at, d.alert) AS place
-      FROM alert_deliveries d JOIN alert_destinations t ON t.id = d.destination
-      LEFT JOIN leased ON leased.destination = t.id
-     WHERE d.status = 'pending' AND d.next_attempt_at <= now() AND t.disabled_at IS NULL
-       AND (d.leased_until IS NULL OR d.leased_until <= now())
-), chosen AS (
-    SELECT d.alert, d.destination, d.last_attempt_at
-      FROM alert_deliveries d JOIN due USING (alert, destination)
-     WHERE due.place <= due.room
-       AND d.status = 'pending' AND d.next_attempt_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())
-     ORDER BY due.place, due.next_attempt_at LIMIT $2
-     FOR UPDATE OF d SKIP LOCKED
+WITH RECURSIVE waiting AS (
+    (SELECT destination FROM alert_deliveries WHERE status = 'pending' ORDER BY destination LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.destination FROM alert_deliveries d
+             WHERE d.status = 'pending' AND d.destination > w.destination ORDER BY d.destination LIMIT 1)
+      FROM waiting w WHERE w.destination IS NOT NULL
+), due AS MATERIALIZED (
+    SELECT first.alert, t.id AS destination
+      FROM waiting w JOIN alert_destinations t ON t.id = w.destination
+     CROSS JOIN LATERAL (
+        SELECT CASE WHEN t.failing_since IS NULL THEN $1 ELSE 1 END - count(*) AS room FROM alert_deliveries l
+         WHERE l.destination = t.id AND l.leased_until > now()
+     ) AS free
+     CROSS JOIN LATERAL (
+        SELECT d.alert, d.next_attempt_at, row_number() OVER (ORDER BY d.next_attempt_at, d.alert) AS place
+          FROM alert_deliveries d
+         WHERE d.destination = t.id AND d.status = 'pending' AND d.next_attempt_at <= now()
+           AND (d.leased_until IS NULL OR d.leased_until <= now())
+         ORDER BY d.next_attempt_at, d.alert LIMIT greatest(free.room, 0)
+     ) AS first
+     WHERE t.disabled_at IS NULL AND (t.paused_until IS NULL OR t.paused_until <= now())
+     ORDER BY first.place, first.next_attempt_at LIMIT $2
+), chosen AS MATERIALIZED (
+    SELECT locked.* FROM due
+     CROSS JOIN LATERAL (
+        SELECT d.alert, d.destination, d.last_attempt_at FROM alert_deliveries d
+         WHERE d.alert = due.alert AND d.destination = due.destination AND d.status = 'pending'
+           AND d.next_attempt_at <= now() AND (d.leased_until IS NULL OR d.leased_until <= now())
+         FOR UPDATE SKIP LOCKED
+     ) AS locked
 ), claimed AS (
     UPDATE alert_deliveries d
        SET attempts = d.attempts + 1, leased_until = now() + $3 * interval '1 second', last_attempt_at = now(),
@@ -168,17 +190,9 @@ SELECT {alerts.COLUMNS}, c.destination, c.attempts, c.first_attempt_at, c.previo
 
 
 async def succeeded(conn: Connection, claimed: Claimed, note: str | None = None) -> None:
-    """The destination has it. `note` is what it said beside, such as an address that it refused.
-
-    Others that wait for this destination, because it was failing, come sooner now.
-    """
+    """The destination has it. `note` is what it said beside, such as an address that it refused."""
     async with conn.transaction():
-        was_failing = await conn.fetchval(
-            """UPDATE alert_destinations t SET failures = 0, failing_since = NULL, last_error = NULL, delivered_at = now()
-                 FROM (SELECT id, failing_since FROM alert_destinations WHERE id = $1 FOR NO KEY UPDATE) AS old
-                WHERE t.id = old.id RETURNING old.failing_since IS NOT NULL""",
-            claimed.destination,
-        )
+        await took_something(conn, claimed.destination)
         await conn.execute(
             """UPDATE alert_deliveries
                   SET status = 'delivered', delivered_at = now(), next_attempt_at = NULL, leased_until = NULL, last_error = $3
@@ -187,13 +201,27 @@ async def succeeded(conn: Connection, claimed: Claimed, note: str | None = None)
             claimed.destination,
             note,
         )
-        if was_failing:
-            await conn.execute(
-                """UPDATE alert_deliveries SET next_attempt_at = now() + random() * $2 * interval '1 second'
-                    WHERE destination = $1 AND status = 'pending' AND next_attempt_at > now() + $2 * interval '1 second'""",
-                claimed.destination,
-                _CATCH_UP_S,
-            )
+
+
+async def took_something(conn: Connection, destination: str) -> None:
+    """The destination is well, by an alert or by a test: what waits for it, because it was failing, comes sooner now. In the
+    caller's transaction. One that is disabled stays so.
+    """
+    was_failing = await conn.fetchval(
+        """UPDATE alert_destinations t
+              SET failures = 0, failing_since = NULL, paused_until = NULL, last_error = NULL, delivered_at = now()
+             FROM (SELECT id, failing_since FROM alert_destinations WHERE id = $1 AND disabled_at IS NULL
+                      FOR NO KEY UPDATE) AS old
+            WHERE t.id = old.id RETURNING old.failing_since IS NOT NULL""",
+        destination,
+    )
+    if was_failing:
+        await conn.execute(
+            """UPDATE alert_deliveries SET next_attempt_at = now() + random() * $2 * interval '1 second'
+                WHERE destination = $1 AND status = 'pending' AND next_attempt_at > now() + $2 * interval '1 second'""",
+            destination,
+            _CATCH_UP_S,
+        )
 
 
 async def failed(conn: Connection, claimed: Claimed, failure: Failure, jitter: float) -> Verdict:
@@ -217,8 +245,7 @@ async def failed(conn: Connection, claimed: Claimed, failure: Failure, jitter: f
             row["at"], row["failing_since"], row["failures"], claimed.first_attempt_at, has_taken_others,
             failure.is_gone,
         )  # fmt: skip
-        wait_s = pause_s(claimed.attempts, jitter, failure.retry_after_s)
-        is_waiting = decided == "retry" and row["disabled_at"] is None
+        is_enabled = row["disabled_at"] is None
         await conn.execute(
             """UPDATE alert_deliveries
                   SET status = $3, leased_until = NULL, last_error = $4,
@@ -228,11 +255,19 @@ async def failed(conn: Connection, claimed: Claimed, failure: Failure, jitter: f
             claimed.destination,
             "failed" if decided == "give up" else "pending",
             failure.error,
-            is_waiting,
-            wait_s,
+            decided == "retry" and is_enabled,
+            pause_s(claimed.attempts, jitter),
         )
-        if decided == "disable" and row["disabled_at"] is None:
+        if is_enabled and decided == "disable":
             await disable(conn, claimed.destination, "gone" if failure.is_gone else "failing")
+        elif is_enabled:
+            failing_for_s = (row["at"] - row["failing_since"]).total_seconds()
+            await conn.execute(
+                """UPDATE alert_destinations SET paused_until = greatest(paused_until, now() + $2 * interval '1 second')
+                    WHERE id = $1""",
+                claimed.destination,
+                rest_s(failing_for_s, jitter, failure.retry_after_s),
+            )
         return decided
 
 
@@ -240,7 +275,8 @@ async def enable(conn: Connection, destination: str) -> None:
     """Forget its failures, and let everything that it did not take be due now, as if never tried."""
     await conn.execute(
         """UPDATE alert_destinations
-              SET disabled_at = NULL, disabled_reason = NULL, failures = 0, failing_since = NULL, last_error = NULL
+              SET disabled_at = NULL, disabled_reason = NULL, failures = 0, failing_since = NULL, paused_until = NULL,
+                  last_error = NULL
             WHERE id = $1""",
         destination,
     )
@@ -255,7 +291,8 @@ async def enable(conn: Connection, destination: str) -> None:
 async def disable(conn: Connection, destination: str, reason: Literal["operator", "failing", "gone"]) -> None:
     """Send it nothing more; what it was not told stays until it is enabled."""
     await conn.execute(
-        """UPDATE alert_destinations SET disabled_at = coalesce(disabled_at, now()), disabled_reason = $2 WHERE id = $1""",
+        """UPDATE alert_destinations
+              SET disabled_at = coalesce(disabled_at, now()), disabled_reason = $2, paused_until = NULL WHERE id = $1""",
         destination,
         reason,
     )

@@ -41,8 +41,9 @@ TEST_PAUSE_S: Final = 5
 class Destination:
     """One row. `url` is a webhook's, `addresses` those of an e-mail, `hint` tells a Slack webhook from another.
 
-    `failing_since` is the first failure after the last success. `disabled_reason`: `operator` switched it off; `failing`
-    for a day; `gone`: it said so. `pending` counts the alerts that it is still to be told of.
+    `failing_since` is the first failure after the last success; nothing is sent before `paused_until`. `disabled_reason`:
+    `operator` switched it off; `failing` for a day; `gone`: it said so. `pending` counts the alerts that it is still to be
+    told of.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Destination:
     disabled_at: datetime | None
     disabled_reason: DisabledReason | None
     failing_since: datetime | None
+    paused_until: datetime | None
     last_error: str | None
     delivered_at: datetime | None
     created_by: str
@@ -258,6 +260,7 @@ def destination_of_row(row: Record) -> Destination:
         disabled_at=row["disabled_at"],
         disabled_reason=row["disabled_reason"],
         failing_since=row["failing_since"],
+        paused_until=row["paused_until"],
         last_error=row["last_error"],
         delivered_at=row["delivered_at"],
         created_by=row["created_by"],

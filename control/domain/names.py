@@ -21,6 +21,9 @@ _RULE: Final = (
     "use 1 to 63 of a-z, 0-9 and hyphens, with a letter or digit at both ends (display_name takes free text)"
 )
 _SECRET: Final = "holds a token: a secret that would be shown in every list"
+_CONTROL: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of Unicode: control characters, halves of surrogate pairs, and what breaks lines without being either."""
+_OF_SEVERAL_LINES: Final = "\n\t\u2028\u2029"
 _POOR: Final = re.compile(
     r"(?:.|\d+|(?:sa|service-account|serviceaccount|account|acc|api-?key|key|token|bot|user|test|testing|tmp|temp|foo|bar|baz"
     r"|new|default|my-?(?:account|key|bot)|untitled|asdf|qwerty|example|demo|abc|xxx)[-_ ]?\d*)",
@@ -67,18 +70,18 @@ def advice(name: str) -> list[str]:
 
 
 def clean_text(text: str, *, length_max: int, multiline: bool = False) -> str:
-    """Free text without surrounding space. Raises ValueError if it is empty, too long, or has control characters or a
-    token in it."""
+    """Free text without surrounding space, on one line unless `multiline`. Raises ValueError if it is empty, too long, or has
+    control characters or a token in it."""
     stripped = text.strip()
     if not stripped:
         raise ValueError("is empty")
     if len(stripped) > length_max:
         raise ValueError(f"has {len(stripped)} characters; at most {length_max} are kept")
-    allowed = "\n\t" if multiline else ""
+    allowed = _OF_SEVERAL_LINES if multiline else ""
     if any(
-        unicodedata.category(character) in {"Cc", "Cs"} and character not in allowed for character in stripped
+        unicodedata.category(character) in _CONTROL and character not in allowed for character in stripped
     ):
-        raise ValueError("has control characters")
+        raise ValueError("has control characters" if multiline else "has control characters or line breaks")
     if holds_secret(stripped):
         raise ValueError(_SECRET)
     return stripped

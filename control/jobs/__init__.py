@@ -6,6 +6,7 @@ anywhere and to be run twice.
     publish     changed rules -> Redis; all rules and counters -> a Redis that lost them
     alerts      thresholds that were crossed -> told to the destinations of their organization
     partitions  days of the ledger, made ahead
+    retention   alerts of windows that ended long ago -> gone
     grants      what expired of prepaid credits -> Postgres; grants that are used up for good are closed
     reconcile   counters against rows: says where they differ, repairs nothing
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import structlog
@@ -19,6 +19,7 @@ from control.delivery.courier import TIMEOUT_S, Courier
 from control.delivery.mail import MailServer
 from control.delivery.message import of_alert
 from control.delivery.outcome import Outcome
+from control.delivery.resolver import Resolver
 from control.domain import deliveries, destinations
 from control.domain.deliveries import CLAIM_MAX, FAN_OUT_MAX, Claimed, Failure
 from control.domain.destinations import SEALING_PURPOSE, Destination
@@ -42,13 +43,14 @@ class Post:
     sealing: Sealing
     server: MailServer | None
     timeout_s: float = TIMEOUT_S
+    resolver: Resolver = field(default_factory=Resolver)
 
     @classmethod
     def of(cls, settings: ControlSettings) -> Post:
         return cls(Sealing(settings.read_pepper(), SEALING_PURPOSE), MailServer.of(settings))
 
     def courier(self) -> Courier:
-        return Courier(self.sealing, self.server, timeout_s=self.timeout_s)
+        return Courier(self.sealing, self.server, self.resolver, timeout_s=self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

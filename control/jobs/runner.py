@@ -20,7 +20,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from control.jobs import alerts, drain, expire, grants, partitions, publish, reconcile
+from control.jobs import alerts, drain, expire, grants, partitions, publish, reconcile, retention
 from control.jobs.context import Context, connect_postgres
 from control.jobs.listener import Health, listening
 from control.jobs.metrics import JobMetrics
@@ -30,6 +30,7 @@ from control.settings import ControlSettings
 LOCK_SPACE: Final = 0x746B6A6F  # "tkjo"; with the job's number, the name of its lock
 BUSY_INTERVAL_S: Final = 0.2
 STANDBY_INTERVAL_S: Final = 1.0
+RETENTION_INTERVAL_S: Final = 3600.0
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 10.0
 
@@ -60,6 +61,7 @@ def jobs(settings: ControlSettings) -> list[Job]:
         Job("reconcile", 5, settings.reconcile_interval_s, _reconcile, settings.reconcile_interval_s),
         Job("grants", 6, settings.grants_interval_s, _grants),
         Job("alerts", 7, settings.alerts_interval_s, _alerts(settings)),
+        Job("retention", 8, RETENTION_INTERVAL_S, _retention(settings)),
     ]
 
 
@@ -93,6 +95,13 @@ def _alerts(settings: ControlSettings) -> Callable[[Context], Awaitable[bool]]:
 
     async def run_once(context: Context) -> bool:
         return await alerts.run_once(context, post) != alerts.Told()
+
+    return run_once
+
+
+def _retention(settings: ControlSettings) -> Callable[[Context], Awaitable[bool]]:
+    async def run_once(context: Context) -> bool:
+        return await retention.run_once(context, settings.alert_retention_days) == retention.BATCH
 
     return run_once
 

@@ -176,7 +176,8 @@ class Site:
         await self.stack.start_process("jobs")
 
     async def let_it_be_due(self) -> None:
-        """As if the pause until the next attempt were over."""
+        """As if the pauses until the next attempts were over."""
+        await self.installation.database.execute("UPDATE alert_destinations SET paused_until = NULL")
         await self.installation.database.execute(
             "UPDATE alert_deliveries SET next_attempt_at = now()"
             " WHERE status = 'pending' AND next_attempt_at > now() AND leased_until IS NULL"

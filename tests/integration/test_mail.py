@@ -14,6 +14,7 @@ from control.delivery import mail
 from control.delivery.mail import MailServer
 from control.delivery.message import of_test
 from control.delivery.outcome import Outcome
+from control.delivery.resolver import Resolver
 from gateway.contract.ids import OrganizationTag
 from tests.certificates import make_authority, server_context, write_file, write_pair
 from tests.integration.receivers import Mailbox, mailing
@@ -29,7 +30,7 @@ def _server(mailbox: Mailbox, **other: object) -> MailServer:
 
 
 async def _send(server: MailServer, timeout_s: float = 10.0) -> Outcome:
-    return await mail.send(server, ["oncall@example.com"], MESSAGE, "ad_1", timeout_s)
+    return await mail.send(server, Resolver(), ["oncall@example.com"], MESSAGE, "ad_1", timeout_s)
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ async def test_a_webhooks_secret_is_shown_once_and_signs_what_it_is_sent(
         "disabled_at": None,
         "disabled_reason": None,
         "failing_since": None,
+        "paused_until": None,
         "last_error": None,
         "last_delivered_at": None,
         "pending": 0,
@@ -370,6 +371,15 @@ async def test_a_failing_destination_is_seen_to_fail_and_disabled_visibly(
     ((delivery,),) = [row["deliveries"] for row in (await api.get(PATH)).body["data"]]
     assert (delivery["status"], delivery["attempts"], delivery["next_attempt_at"]) == ("pending", 1, None)
 
-    receiver.answer = 200
+    receiver.answer = 503
     await api.patch(f"{PATH}/destinations/{created['id']}", {"enabled": True})
+    await alerts.run_once(context, Post.of(api.deps.settings))
+    (failing,) = (await api.get(f"{PATH}/destinations")).body["data"]
+    assert (failing["enabled"], failing["last_error"]) == (True, "it answered 503")
+    assert failing["paused_until"] > failing["failing_since"]
+    receiver.answer = 200
+    await api.post(f"{PATH}/test")
+    (well,) = (await api.get(f"{PATH}/destinations")).body["data"]
+    assert (well["failing_since"], well["paused_until"], well["last_error"]) == (None, None, None)
+    await database.execute("UPDATE alert_deliveries SET next_attempt_at = now()")
     assert await alerts.run_once(context, Post.of(api.deps.settings)) == Told(delivered=1)

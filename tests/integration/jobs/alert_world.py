@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 
 from control.delivery.mail import MailServer
+from control.delivery.resolver import Resolver
 from control.domain import destinations
 from control.domain.destinations import SEALING_PURPOSE, Destination, NewDestination
 from control.jobs import alerts, drain
@@ -33,6 +34,7 @@ class Alerted:
     server: MailServer | None = None
     timeout_s: float = 10.0
     secrets: dict[str, str] = field(default_factory=dict)
+    resolver: Resolver = field(default_factory=Resolver)
 
     @property
     def postgres(self) -> asyncpg.Connection:
@@ -44,7 +46,7 @@ class Alerted:
 
     @property
     def post(self) -> Post:
-        return Post(SEALING, self.server, self.timeout_s)
+        return Post(SEALING, self.server, self.timeout_s, self.resolver)
 
     async def add(self, kind: destinations.Kind = "webhook", **fields: Any) -> Destination:
         new = NewDestination(kind, fields.pop("name", f"our {kind}"), **fields)
@@ -80,9 +82,11 @@ class Alerted:
         return await destinations.get(self.postgres, self.tag, of.id)
 
     async def let_it_be_due(self) -> None:
-        """As if the pause until the next attempt were over."""
+        """As if the pauses until the next attempts were over: what was to come first still does."""
+        await self.postgres.execute("UPDATE alert_destinations SET paused_until = NULL")
         await self.postgres.execute(
-            "UPDATE alert_deliveries SET next_attempt_at = now() WHERE status = 'pending' AND next_attempt_at IS NOT NULL"
+            "UPDATE alert_deliveries SET next_attempt_at = next_attempt_at - interval '2 hours'"
+            " WHERE status = 'pending' AND next_attempt_at IS NOT NULL"
         )
 
     async def let_a_day_pass(self) -> None:

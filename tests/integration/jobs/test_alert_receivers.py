@@ -9,8 +9,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from control.delivery import mail
 from control.delivery.mail import MailServer
 from control.domain import deliveries
+from control.domain.alerts import deliveries_of as told_of
 from control.jobs import alerts
 from control.jobs.alerts import Told
 from tests.integration.jobs.alert_world import Alerted, alerted_in
@@ -28,31 +30,38 @@ async def test_a_dead_receiver_loses_none_and_is_asked_ever_more_seldom(alerted:
         receiver.answer = 500
         destination = await alerted.add(url=receiver.url)
         await alerted.cross(*(alerted.crossing(threshold) for threshold in (50, 80, 100)))
+        assert await alerted.tell() == Told(fanned_out=3, failed=3)
 
-        for attempt in range(1, 13):
-            assert await alerted.tell() == Told(fanned_out=3 if attempt == 1 else 0, failed=3)
-            assert await alerted.tell() == Told(), "nothing is due before its time"
-            for row in await alerted.deliveries():
-                assert (row["status"], row["attempts"], row["last_error"]) == (
-                    "pending",
-                    attempt,
-                    "it answered 500",
-                )
-                paused_s = (row["next_attempt_at"] - row["last_attempt_at"]) / timedelta(seconds=1)
-                least_s, most_s = deliveries.pause_s(attempt, 1), deliveries.pause_s(attempt, 0)
-                assert least_s <= paused_s <= most_s + 30, "the time that the attempt took is on top"
+        for attempt in range(2, 13):
+            failing_for = timedelta(seconds=10 * 2.0**attempt)
+            await alerted.postgres.execute(
+                "UPDATE alert_destinations SET failing_since = now() - $1::interval", failing_for
+            )
+            assert await alerted.tell() == Told(), "nothing is sent before its time"
             await alerted.let_it_be_due()
+            assert await alerted.tell() == Told(failed=1), "a failing one is asked with one alert"
+            shown = await alerted.destination(destination)
+            assert shown.paused_until is not None
+            rests_s = (shown.paused_until - datetime.now(UTC)).total_seconds()
+            most_s = deliveries.rest_s(failing_for.total_seconds(), 0)
+            assert 0.8 * most_s - 30 <= rests_s <= most_s + 30
+        attempts = sorted(row["attempts"] for row in await alerted.deliveries())
+        assert attempts == [4, 5, 5], "each of what waits is tried in its turn"
+        assert {(row["status"], row["last_error"]) for row in await alerted.deliveries()} == {
+            ("pending", "it answered 500")
+        }
         assert (await alerted.destination(destination)).pending == 3
         assert alerted.metric("alert_deliveries_pending") == 3
 
         receiver.answer = 204
+        await alerted.let_it_be_due()
         assert (await alerted.tell()).delivered == 3
 
     ids = sorted(row["id"] for row in await alerted.alerts())
     assert sorted(each.id for each in receiver.taken) == ids
     assert {each.id for each in receiver.refused} == set(ids), "one id at every attempt"
     shown = await alerted.destination(destination)
-    assert (shown.failing_since, shown.last_error, shown.pending) == (None, None, 0)
+    assert (shown.failing_since, shown.paused_until, shown.last_error, shown.pending) == (None, None, None, 0)
 
 
 async def test_when_a_failing_receiver_is_back_what_waits_for_it_comes_within_a_minute(
@@ -63,6 +72,7 @@ async def test_when_a_failing_receiver_is_back_what_waits_for_it_comes_within_a_
         await alerted.add(url=receiver.url)
         await alerted.cross(*(alerted.crossing(threshold) for threshold in (50, 80)))
         await alerted.tell()
+        await alerted.let_it_be_due()
         await alerted.postgres.execute(
             "UPDATE alert_deliveries SET next_attempt_at = now() + interval '50 minutes'"
         )
@@ -77,15 +87,79 @@ async def test_when_a_failing_receiver_is_back_what_waits_for_it_comes_within_a_
     assert all(row["s"] <= 60 for row in left_s)
 
 
-async def test_a_receiver_that_asks_for_time_gets_it(alerted: Alerted) -> None:
+@pytest.mark.parametrize("waiting", [1, 50])
+async def test_a_receiver_that_asks_for_time_gets_it_whatever_else_waits_for_it(
+    alerted: Alerted, waiting: int
+) -> None:
     async with receiving() as receiver:
         receiver.answer, receiver.headers = 429, {"Retry-After": "600"}
-        await alerted.add(url=receiver.url)
+        destination = await alerted.add(url=receiver.url)
+        await alerted.cross(*(alerted.crossing(threshold) for threshold in range(1, waiting + 1)))
+        before = datetime.now(UTC)
+        for _ in range(3):
+            await alerted.tell()
+        assert len(receiver.refused) <= deliveries.PER_DESTINATION_MAX, "those that were on their way at once"
+
+        paused_until = (await alerted.destination(destination)).paused_until
+        assert paused_until is not None
+        assert paused_until - before >= timedelta(seconds=590)
+        told = await told_of(alerted.postgres, [row["id"] for row in await alerted.alerts()])
+        next_at = {delivery.next_attempt_at for each in told.values() for delivery in each}
+        assert next_at == {paused_until}, "what is shown is when it really comes"
+
+
+async def test_a_test_that_is_taken_ends_the_pause(alerted: Alerted) -> None:
+    async with receiving() as receiver:
+        receiver.answer, receiver.headers = 503, {"Retry-After": "3600"}
+        destination = await alerted.add(url=receiver.url)
         await alerted.cross(alerted.crossing())
         await alerted.tell()
+        receiver.answer = 200
+        assert await alerted.tell() == Told()
+        await deliveries.took_something(alerted.postgres, destination.id)
+        await alerted.postgres.execute("UPDATE alert_deliveries SET next_attempt_at = now()")
+        assert await alerted.tell() == Told(delivered=1)
 
-    (row,) = await alerted.deliveries()
-    assert row["next_attempt_at"] - row["last_attempt_at"] >= timedelta(seconds=600)
+
+async def test_a_delivery_that_breaks_the_sender_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with one is said of it, and the others are told."""
+    async with mailing() as mailbox, receiving() as receiver:
+        server = MailServer("127.0.0.1", mailbox.port, "alerts@example.com", False, "auto")
+        alerted, other = await alerted_in(world, server=server), await alerted_in(world)
+        broken = await alerted.add("email", addresses=("a@example.com",))
+        await other.add(url=receiver.url)
+        await alerted.cross(alerted.crossing(), other.crossing())
+
+        def compose(*arguments: object) -> None:
+            raise KeyError("sekret")
+
+        monkeypatch.setattr(mail, "compose", compose)
+        with capture_logs() as lines:
+            assert await alerted.tell() == Told(fanned_out=2, delivered=1, failed=1)
+
+    shown = await alerted.destination(broken)
+    assert shown.last_error == "it could not be sent, which is a defect of Tollkeeper (KeyError)"
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["alert_not_sendable"]
+    assert "sekret" not in str(lines)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\r\n", "\x0b"])
+async def test_a_name_that_breaks_lines_breaks_no_mail(world: World, separator: str) -> None:
+    """The API refuses such names; rows may have them from before, or from another hand."""
+    async with mailing() as mailbox:
+        server = MailServer("127.0.0.1", mailbox.port, "alerts@example.com", False, "auto")
+        alerted = await alerted_in(world, server=server)
+        name = f"prod{separator}Bcc: everybody@example.com"
+        await alerted.postgres.execute("UPDATE keys SET name = $2 WHERE id = $1", alerted.workload.key, name)
+        await alerted.add("email", addresses=("a@example.com",))
+        await alerted.cross(alerted.crossing())
+        assert (await alerted.tell()).delivered == 1
+    ((recipients, sent),) = mailbox.taken
+    assert recipients == ["a@example.com"]
+    assert "prod Bcc: everybody@example.com" in sent["Subject"]
+    assert sent["Bcc"] is None
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,36 @@ async def test_one_receiver_is_not_flooded_and_takes_no_others_turn(world: World
     assert len(hanging.refused) < 30, "a failing one is tried with one thing at a time"
 
 
+async def test_a_claim_reads_as_little_however_much_waits(alerted: Alerted) -> None:
+    """Also before anybody has counted the rows for the planner."""
+    postgres = alerted.postgres
+    for number in range(3):
+        await alerted.add(url=f"http://127.0.0.1:1/{number}")
+    await postgres.execute(
+        """INSERT INTO alerts (id, organization, level, entity, reset_period, billing_day, window_ms, threshold,
+                               limit_microcredits, spent_microcredits, crossed_at, fanned_out_at)
+           SELECT 'al_' || number, $1, 'key', 'key' || number, 'hourly', 1, 0, 80, 100, 80, now(), now()
+             FROM generate_series(1, 10000) AS number""",
+        alerted.tag,
+    )
+    await postgres.execute(
+        "INSERT INTO alert_deliveries (alert, destination, next_attempt_at)"
+        " SELECT a.id, t.id, now() FROM alerts a CROSS JOIN alert_destinations t"
+    )
+    for _ in range(2):
+        (plan,) = orjson.loads(
+            await postgres.fetchval(
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {deliveries._CLAIM}",
+                deliveries.PER_DESTINATION_MAX,
+                deliveries.CLAIM_MAX,
+                0,
+            )
+        )
+        assert plan["Plan"]["Actual Rows"] == 3 * deliveries.PER_DESTINATION_MAX
+        assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 1_000
+        await postgres.execute("ANALYZE")
+
+
 async def test_a_job_that_ends_between_sending_and_writing_down_sends_again_under_the_same_id(
     alerted: Alerted, migrated_dsn: str
 ) -> None:

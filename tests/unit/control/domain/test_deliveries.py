@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.domain.deliveries import FAILURES_MIN, pause_s, verdict
+from control.domain.deliveries import FAILURES_MIN, pause_s, rest_s, verdict
 
 NOW = datetime(2031, 1, 31, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -27,9 +28,25 @@ def test_jitter_takes_a_fifth_at_most_and_an_hour_is_never_passed(attempts: int,
     assert without * 0.8 <= pause_s(attempts, jitter) <= without <= 3600
 
 
-@pytest.mark.parametrize(("asked_s", "waited_s"), [(None, 5), (1, 5), (60, 60), (86_400, 3600)])
-def test_a_receiver_that_asks_for_time_gets_up_to_an_hour(asked_s: float | None, waited_s: float) -> None:
-    assert pause_s(1, 0, asked_s) == waited_s
+def test_a_destination_that_fails_is_left_alone_for_as_long_as_it_has_been_failing() -> None:
+    at_s, attempts_at_s = 0.0, []
+    while at_s < DAY.total_seconds():
+        attempts_at_s.append(at_s)
+        at_s += rest_s(at_s, jitter=0)
+
+    assert attempts_at_s[:6] == [0, 5, 10, 20, 40, 80]
+    assert {later - sooner for sooner, later in pairwise(attempts_at_s[11:])} == {3600}
+    assert len(attempts_at_s) < 40, "of a whole day"
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1), st.none() | st.floats(0, 1e6))
+def test_a_destination_rests_between_four_seconds_and_an_hour_and_as_long_as_it_asks_within_that(
+    failing_for_s: float, jitter: float, asked_s: float | None
+) -> None:
+    rests_s = rest_s(failing_for_s, jitter, asked_s)
+
+    assert 4 <= rests_s <= 3600
+    assert rests_s >= min(asked_s or 0, 3600)
 
 
 @pytest.mark.parametrize(

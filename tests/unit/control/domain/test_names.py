@@ -78,7 +78,9 @@ def test_free_text_loses_the_space_around_it() -> None:
     assert clean_text("  The Worker \n", length_max=200) == "The Worker"
 
 
-@pytest.mark.parametrize("text", ["", " ", "a\x00b", "a\x7fb", "a\nb", "a" * 201, "a\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "a\x00b", "a\x7fb", "a\nb", "a" * 201, "a\ud800", "a\u2028b", "a\u2029b", "a\x85b"]
+)
 def test_free_text_that_cannot_be_shown_on_a_line_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is empty|characters"):
         clean_text(text, length_max=200)
