@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 
 from control.domain.budgets import Standing, standing
 from control.publishing import RedisUnavailable, redis_answers
+from gateway.contract.grants import Grant
 from gateway.contract.ids import AccountId, KeyId, Level, OrganizationTag
 from gateway.contract.layout import META, Layout
-from gateway.contract.records import COUNTER_FIELDS, Budget, Counters, Grant, read_counters
+from gateway.contract.records import COUNTER_FIELDS, Budget, Counters, read_counters
 
 
 @dataclass(frozen=True, slots=True)

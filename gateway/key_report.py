@@ -6,11 +6,11 @@ has expired is lost, though no script may have looked since: both are worked out
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.contract.grants import lost_by, unpacked
 from gateway.contract.ids import LEVELS, Level, organization_id
 from gateway.contract.money import Microcredits, format_credits
 from gateway.contract.periods import NEVER_ENDS_MS, PERIODS, window_at
@@ -23,8 +23,6 @@ _RULE_FIELDS: Final = (
 )  # fmt: skip
 RECORD_FIELDS: Final = _RULE_FIELDS + COUNTER_FIELDS
 """What is to be read of each of the three records; a field that a level does not have is read as None."""
-
-_GRANT: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,8 @@ def read_standing(values: Sequence[bytes | None], now_ms: int) -> Standing | Non
     if window.start_ms > counters.window_ms:
         counters = Counters(window.start_ms, Microcredits(0), Microcredits(0), counters.in_flight)
     if limit is not None:
-        limit -= _lost(_text(rules["grants"]), counters, now_ms)
+        grants = unpacked(_text(rules["grants"]))
+        limit -= lost_by(grants, now_ms, counters.spent + counters.held, counters.lost)
     per_minute = _number(rules["rpm"])
     return Standing(
         status=_text(status), digest=rules["digest"], expires_at_ms=_number(rules["expires_at"]) or 0,
@@ -152,16 +151,6 @@ def _pace(level: Standing) -> dict[str, Any]:
         "requests_in_flight": level.in_flight_max,
         "in_flight": level.in_flight,
     }
-
-
-def _lost(grants: str, counters: Counters, now_ms: int) -> int:
-    """Credits of grants that expired before they were used: see scripts/grants.lua."""
-    lost = int(counters.lost)
-    for expires_at_ms, end in _GRANT.findall(grants):
-        if now_ms < int(expires_at_ms):
-            break
-        lost = max(lost, int(end) - counters.spent - counters.held)
-    return lost
 
 
 def _amount(microcredits: int | None) -> str | None:

@@ -157,7 +157,7 @@ class AnswerReading:
     def __init__(self, plan: MeterPlan, counts: dict[str, int]) -> None:
         self._plan = plan
         self.counts = counts
-        """Units reported so far. To be looked at any time, and not to be changed."""
+        """Units reported so far, zero too. To be looked at any time, and not to be changed."""
         self.field: str | None = None
         """The text that selects rates, once it is found."""
 
@@ -166,10 +166,6 @@ class AnswerReading:
 
     def end(self) -> None:
         """The body is whole, or no more of it will come."""
-
-    def is_reported(self, unit: str) -> bool:
-        """Whether the answer has said how many of these were used; zero is said, too."""
-        return unit in self.counts
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -76,17 +76,6 @@ class Price:
         """True if the cost depends on what the answer says."""
         return bool(self.units) or self.table is not None
 
-    def cost(
-        self,
-        bytes_in: int,
-        bytes_out: int,
-        elapsed_ms: int,
-        counts: Mapping[str, int] = {},
-        rates: Rates = NO_RATES,
-    ) -> Microcredits:
-        """The cost of one request that reached its upstream, never more than `cap`. Arguments as those of `total`."""
-        return Microcredits(min(self.total(bytes_in, bytes_out, elapsed_ms, counts, rates), self.cap))
-
     def total(
         self,
         bytes_in: int,
@@ -95,8 +84,8 @@ class Price:
         counts: Mapping[str, int] = {},
         rates: Rates = NO_RATES,
     ) -> int:
-        """What it would cost without a cap. `counts` are units that were reported, at `rates` (those of `units`, or a row of
-        the table)."""
+        """What one request that reached its upstream has come to; no more than `cap` of it is charged. `counts` are units that
+        were reported, at `rates` (those of `units`, or a row of the table)."""
         total: int = self.request
         if self.kib_in:
             total += _round_up(bytes_in * self.kib_in, 1024)

@@ -15,6 +15,7 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from control.domain.alerts import THRESHOLD_MAX
 from control.domain.budgets import checked_pace
 from control.domain.grants import NewGrant
 from control.domain.keys import KeyPatch, NewKey
@@ -33,7 +34,6 @@ from gateway.contract.periods import Period
 from gateway.contract.records import ALERTS_DEFAULT, Budget, Enforcement, Pace
 
 BODY_BYTES_MAX: Final = 64 * 1024
-THRESHOLD_MAX: Final = 1_000
 THRESHOLDS_MAX: Final = 10
 PACE_MAX: Final = 1_000_000
 IDEMPOTENCY_KEY_LENGTH_MAX: Final = 255

@@ -12,11 +12,11 @@ from typing import TypedDict
 
 from asyncpg import Record
 
-from control.domain.prepaid import lost_by
 from control.domain.refusals import Invalid
+from gateway.contract.grants import Grant, lost_by
 from gateway.contract.money import Microcredits
 from gateway.contract.periods import Period, window_at
-from gateway.contract.records import Budget, Counters, Enforcement, Grant, Pace
+from gateway.contract.records import Budget, Counters, Enforcement, Pace
 
 
 class BudgetPatch(TypedDict, total=False):

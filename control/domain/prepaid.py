@@ -2,8 +2,7 @@
 
 All credits granted since an organization became prepaid lie on a line and are used up from its start: those that expire
 first come first. How far the organization has come is what it has spent, what is held for it, and what it has lost: a grant
-that expires before it is used up takes the rest of itself away. `scripts/grants.lua` does the same as `lost_by` in Redis, which
-is where losses are booked; here they are only foreseen, for what is shown and for where a new grant goes.
+that expires before it is used up takes the rest of itself away (`gateway.contract.grants`).
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from typing import Final, Literal
 
 from asyncpg import Record
 
+from gateway.contract.grants import Grant
 from gateway.contract.money import Microcredits
-from gateway.contract.records import Budget, Grant
+from gateway.contract.records import Budget
 
 Billing = Literal["prepaid", "postpaid"]
 
@@ -71,15 +71,6 @@ def line_of_row(row: Record) -> Line | None:
     pairs = zip(row["expiring_ms"] or (), row["expiring_ends"] or (), strict=True)
     grants = tuple(Grant(expires_at_ms, end) for expires_at_ms, end in pairs)
     return Line(row["granted"], row["line_end"], row["lost_microcredits"], row["closed_lost"], grants)
-
-
-def lost_by(grants: Sequence[Grant], now_ms: int, used: int, lost: int) -> Microcredits:
-    """What is lost at `now_ms` if `used` is spent or held and `lost` is booked. `grants`: soonest first."""
-    for grant in grants:
-        if now_ms < grant.expires_at_ms:
-            break
-        lost = max(lost, grant.end - used)
-    return Microcredits(lost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ other: they meet here. This package is pure except for `scripts`, which reads it
     usage_event  what is written for every admitted request, and for refused ones in aggregate
     money        microcredits, and decimal credits at the edges
     periods      windows of a budget, in UTC
+    grants       prepaid credits that expire, and what is lost of them
     scripts      admit, settle, extend, publish, adopt: the only code that touches counters
 
 Fields and arguments are only ever added: a gateway of one version works beside a control of the next.

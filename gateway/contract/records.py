@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
+from gateway.contract.grants import Grant, packed
 from gateway.contract.ids import AccountId, AccountKind, KeyId, OrganizationTag, RequestId
 from gateway.contract.money import Microcredits
 from gateway.contract.periods import Period
@@ -69,14 +70,6 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """A part of a prepaid organization's credits that expires: where it ends on the line of all credits ever granted."""
-
-    expires_at_ms: int
-    end: Microcredits
-
-
-@dataclass(frozen=True, slots=True)
 class OrganizationRules:
     """What Redis holds of an organization. `grants` are those that will expire, soonest first."""
 
@@ -88,8 +81,15 @@ class OrganizationRules:
     grants: tuple[Grant, ...] = ()
 
     def fields(self) -> list[Field]:
-        grants = ",".join(f"{grant.expires_at_ms}:{grant.end}" for grant in self.grants)
-        return ["status", self.status, "name", self.name, *self.budget.fields(), "grants", grants]
+        return [
+            "status",
+            self.status,
+            "name",
+            self.name,
+            *self.budget.fields(),
+            "grants",
+            packed(self.grants),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

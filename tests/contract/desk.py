@@ -15,9 +15,10 @@ import redis
 from redis.exceptions import NoScriptError
 
 from gateway.contract import scripts
+from gateway.contract.grants import Grant
 from gateway.contract.ids import LEVELS, AccountId, KeyId, Level, OrganizationTag
 from gateway.contract.layout import EVENT_FIELD, Layout
-from gateway.contract.records import AccountRules, Budget, Grant, KeyRules, OrganizationRules, Pace
+from gateway.contract.records import AccountRules, Budget, KeyRules, OrganizationRules, Pace
 from gateway.contract.scripts import Script
 from gateway.contract.token import Digest
 from gateway.contract.usage_event import AlertCrossing, decode

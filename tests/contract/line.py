@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from gateway.contract.grants import Grant
 from gateway.contract.money import Microcredits
 from gateway.contract.periods import NEVER_ENDS_MS
-from gateway.contract.records import Grant
 
 NO_EXPIRY_MS: Final = NEVER_ENDS_MS
 """When a grant without expiry expires."""

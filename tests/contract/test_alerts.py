@@ -7,9 +7,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.contract.grants import Grant
 from gateway.contract.ids import LEVELS, AccountId, Level
 from gateway.contract.money import AMOUNT_MAX, Microcredits
-from gateway.contract.records import Budget, Grant
+from gateway.contract.records import Budget
 from gateway.contract.usage_event import AlertCrossing
 from tests.contract.alert_desk import (
     BUILDER,

@@ -8,9 +8,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.contract.grants import Grant
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.money import Microcredits
-from gateway.contract.records import Budget, Grant, Pace
+from gateway.contract.records import Budget, Pace
 from tests.contract.desk import Desk, Request, Settlement, hold_of, is_alert, read_alert, rules_of, workload
 
 NOW_MS = 1_710_504_000_000

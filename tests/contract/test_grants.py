@@ -7,8 +7,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.contract.grants import Grant
 from gateway.contract.money import AMOUNT_MAX, Microcredits
-from gateway.contract.records import Budget, Grant
+from gateway.contract.records import Budget
 from tests.contract.desk import Answer, Desk, rules_of, workload
 from tests.contract.line import NO_EXPIRY_MS, end_of, expiring, with_grant
 

@@ -12,10 +12,11 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from gateway.contract.grants import Grant
 from gateway.contract.ids import LEVELS, Level
 from gateway.contract.money import Microcredits
 from gateway.contract.periods import NEVER_ENDS_MS
-from gateway.contract.records import COUNTER_FIELDS, Budget, Grant, KeyRules, OrganizationRules, Pace
+from gateway.contract.records import COUNTER_FIELDS, Budget, KeyRules, OrganizationRules, Pace
 from tests.contract.chances import (
     BUSY,
     LIMITS,

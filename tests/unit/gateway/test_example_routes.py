@@ -105,5 +105,5 @@ def test_a_chat_is_held_and_priced_as_the_comments_say() -> None:
     assert estimate.amount(2048, 1000, large, chat.price.cap) == parse_credits("0.0126")
     assert estimate.amount(2048, None, large, chat.price.cap) == parse_credits("0.04356")
     counts = {"input_tokens": 500, "output_tokens": 1000, "searches": 2}
-    assert chat.price.cost(2048, 9000, 1500, counts, large) == parse_credits("0.03125")
-    assert chat.price.cost(0, 0, 0, {"output_tokens": 10**9}, large) == chat.price.cap == parse_credits("2")
+    assert chat.price.total(2048, 9000, 1500, counts, large) == parse_credits("0.03125")
+    assert chat.price.cap == parse_credits("2")

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from gateway.contract.grants import Grant
 from gateway.contract.ids import AccountId, KeyId, Level, OrganizationTag
 from gateway.contract.money import Microcredits
-from gateway.contract.records import AccountRules, Budget, Grant, Identity, OrganizationRules, Pace
+from gateway.contract.records import AccountRules, Budget, Identity, OrganizationRules, Pace
 from gateway.key_report import RECORD_FIELDS, Standing, binding, key_report, read_standing
 
 IDENTITY = Identity(

@@ -9,8 +9,9 @@ import pytest
 
 from control.domain.budgets import BudgetPatch, PacePatch, amended, amended_pace, standing
 from control.domain.refusals import Invalid
+from gateway.contract.grants import Grant
 from gateway.contract.money import Microcredits
-from gateway.contract.records import Budget, Counters, Grant, Pace
+from gateway.contract.records import Budget, Counters, Pace
 
 NOW_MS = int(datetime(2031, 3, 15, 12, tzinfo=UTC).timestamp() * 1000)
 TODAY_MS = int(datetime(2031, 3, 15, tzinfo=UTC).timestamp() * 1000)

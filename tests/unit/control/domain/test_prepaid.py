@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.domain.prepaid import Line, Part, budget_in_force, laid, lost_by, passed, shares
+from control.domain.prepaid import Line, Part, budget_in_force, laid, passed, shares
 from gateway.contract.money import Microcredits
-from gateway.contract.records import Budget, Grant
+from gateway.contract.records import Budget
 
 NOW = datetime(2031, 3, 15, 12, tzinfo=UTC)
 SOON, LATER = NOW + timedelta(days=1), NOW + timedelta(days=2)
@@ -62,16 +62,6 @@ def test_what_was_spent_beyond_everything_granted_is_not_taken_from_a_new_grant(
         ("old", 160),
     ]
     assert ends(laid([part("old", 100, None, 100)], part("new", 50), 110)) == [("old", 100), ("new", 160)]
-
-
-def test_a_grant_that_expires_takes_the_rest_of_itself_away() -> None:
-    grants = [Grant(1_000, Microcredits(100)), Grant(2_000, Microcredits(150))]
-
-    assert lost_by(grants, 999, 30, 0) == 0
-    assert lost_by(grants, 1_000, 30, 0) == 70
-    assert lost_by(grants, 1_000, 100, 0) == 0
-    assert lost_by(grants, 1_500, 60, 70) == 70
-    assert lost_by(grants, 2_000, 60, 70) == 90
 
 
 def test_expired_grants_are_passed_even_before_their_loss_is_booked() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.contract import ids, records
+from gateway.contract.grants import Grant
 from gateway.contract.ids import AccountId, KeyId, OrganizationTag, RequestId
 from gateway.contract.money import AMOUNT_MAX, Microcredits
 from gateway.contract.periods import NEVER_ENDS_MS
@@ -15,7 +16,6 @@ from gateway.contract.records import (
     Budget,
     Counters,
     Field,
-    Grant,
     Hold,
     Identity,
     KeyRules,
