@@ -17,7 +17,7 @@ The path of a request, and the room for each step:
     http1.upgrade      which request may become a tunnel;  http1.forwarding: which way it has come (networks)
     http1.targets      the targets of a route: which one is taken (balancing), how they are (http1.health)
     http1.pool         connections to one target (http1.upstream, http1.resolver), lent to one request at a time
-    metering           what the answer says that was used (decoding, event_stream, json_scan, pointer_tree)
+    metering           what the answer says that was used (decoding, event_stream, json_scan, pointer_tree, counts)
     pricing, recording what it costs; what is written down about it (refused: of those that were not admitted)
     refusals           what is said to those who may not (reasons, quota_fields, http1.own_answer)
     own_endpoints      what a key asks about itself, of the gateway and no upstream (key_report)

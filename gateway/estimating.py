@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from gateway.admission import Admission
+from gateway.counts import COUNT_MAX, count_of
 from gateway.http1.chunked import Data
 from gateway.http1.head import RequestHead
 from gateway.json_document import DocumentPlan
 from gateway.json_pointer import Pointer
 from gateway.json_scan import Absence, Found, JsonScan
-from gateway.metering import COUNT_MAX, count_of
 from gateway.pricing import Rates
 from gateway.redis_pipe import bulk
 from gateway.refusals import Reason, Refusal, unpriced
@@ -150,17 +150,20 @@ class Estimating(Admission):
         if estimate is None:
             return None
         wanted: int | None = None
+        bad: Pointer | None = None
         for pointer in estimate.json:
             value = says[pointer]
-            if value is None or isinstance(value, Absence):
-                continue
-            wanted = count_of(value)
-            if wanted is None:
-                return Refusal(
-                    Reason.BAD_REQUEST,
-                    detail=f"{pointer} must be a whole number from 0 to {COUNT_MAX}: what the request may cost depends on it.",
-                )
-            break
+            if value is Absence.NOT_PLAIN:
+                bad = bad or pointer  # unless one of the others leads into it
+            elif value is not None and not isinstance(value, Absence):
+                wanted = count_of(value)
+                bad = pointer if wanted is None else None
+                break
+        if bad is not None:
+            return Refusal(
+                Reason.BAD_REQUEST,
+                detail=f"{bad} must be a whole number from 0 to {COUNT_MAX}: what the request may cost depends on it.",
+            )
         self._held = estimate.amount(max(self.head.length, 0), wanted, self._rates, route.price.cap)
         return None
 

@@ -248,13 +248,22 @@ class Holding(Estimating):
             self._finish(outcome, charged=charged, then=tell)
 
     def _charge(self, outcome: Outcome, now: float) -> tuple[Microcredits, bool]:
-        """What is charged, and whether that is estimated: where nobody said what was used, or an answer that ended early said
-        only a part of it, it is the larger of what was measured and what was held at the beginning."""
+        """What is charged, and whether that is estimated: where nobody said what was used, or not so that it can be read, or an
+        answer that ended early said only a part of it, it is the larger of what was measured and what was held at the
+        beginning."""
+        reading = self._reading
+        if reading is not None and outcome != "completed":
+            reading.break_off()
         cost = min(self._total(now), self._lane.route.price.cap)
         is_metered = self._lane.meters is not None and (not self._headed_at or _is_served(self._status))
         if is_metered:
-            reading = self._reading
-            if reading is None or not reading.counts or (outcome != "completed" and reading.missing):
+            is_partial = outcome != "completed"
+            if (
+                reading is None
+                or not reading.counts
+                or reading.unreadable
+                or (is_partial and reading.missing)
+            ):
                 return Microcredits(max(cost, self._estimate)), True
         return Microcredits(cost), False
 

@@ -5,7 +5,8 @@ of a stream. An answer is read as it comes, through its content codings, in any 
 a small JSON answer until it is whole, of a large one the beginning of a token, of a stream the beginning of an event.
 
 Nothing here raises once a plan is made. An answer that is not what it says it is (JSON, gzip, …), or grows out of proportion as
-its coding is taken off, reports nothing; what that costs is decided elsewhere.
+its coding is taken off, reports nothing, and a unit that is said in another way than as a count is unreadable; what that costs
+is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -18,17 +19,12 @@ from typing import ClassVar, Final
 
 import orjson
 
+from gateway.counts import COUNT_MAX, UNREADABLE, Way, first_count, first_text
 from gateway.decoding import Decoding, DecodingError, codings_of
 from gateway.event_stream import EventStream, Names
 from gateway.json_pointer import JsonValue, Pointer, look_up, position
 from gateway.json_scan import JsonScan
 from gateway.pointer_tree import PointerTree
-
-COUNT_MAX: Final = 2**53
-"""A larger number is no count: not every reader of JSON gives it exactly. A sum ends here."""
-
-FIELD_LENGTH_MAX: Final = 256
-"""Characters of the text that selects rates; a longer one is as if it were not there."""
 
 WHOLE_LENGTH_MAX: Final = 65_536
 """Bytes of a JSON answer that is kept until it is whole, which is the quickest; more is scanned as it comes."""
@@ -37,6 +33,7 @@ _SHAPES_MAX: Final = 256
 _SHAPE_LENGTH_MAX: Final = 128
 _BOM: Final = b"\xef\xbb\xbf"
 _NOTHING: Final = Names(())
+_NONE: Final[frozenset[str]] = frozenset()
 _WHOLE_NUMBER: Final = re.compile(rb"[0-9]{1,16}")
 
 
@@ -62,6 +59,8 @@ class _Kind(IntEnum):
     JSON = 1
     EVENTS = 2
     LINES = 3
+    CODED = 4
+    """It would be read, were it not in a coding that is not known."""
 
 
 _KINDS: Final[dict[str, _Kind]] = {
@@ -76,8 +75,6 @@ _KINDS: Final[dict[str, _Kind]] = {
 
 _Shape = tuple[_Kind, tuple[str, ...]]
 """How a body is read, and which codings are taken off first, in this order."""
-
-_Names = tuple[str, ...]
 
 
 class MeterPlan:
@@ -121,24 +118,31 @@ class MeterPlan:
         """Starts on an answer with these field lines, in any case, each with its CRLF."""
         lines = b"\r\n" + fields.lower()
         counts: dict[str, int] = {}
+        unreadable = _NONE
         for unit, name in self._headers:
             value = _value_of(lines, name)
             if _WHOLE_NUMBER.fullmatch(value) and int(value) <= COUNT_MAX:
                 counts[unit] = int(value)
+            elif value:
+                unreadable |= {unit}
         named = (_value_of(lines, b"\r\ncontent-type:"), _value_of(lines, b"\r\ncontent-encoding:"))
         kind, codings = self._shapes.get(named) or self._shape(named)
+        if kind == _Kind.CODED:
+            reading = AnswerReading(self, counts, unreadable)
+            reading.unreadable = frozenset(reading.missing)
+            return reading
         if kind == _Kind.JSON:
-            return _JsonReading(self, counts, codings)
+            return _JsonReading(self, counts, unreadable, codings)
         if kind:
-            return _StreamReading(self, counts, codings, is_lines=kind == _Kind.LINES)
-        return AnswerReading(self, counts)
+            return _StreamReading(self, counts, unreadable, codings, is_lines=kind == _Kind.LINES)
+        return AnswerReading(self, counts, unreadable)
 
     def _shape(self, named: tuple[bytes, bytes]) -> _Shape:
         kind = _kind_of(named[0].decode("latin-1"))
         if not (self.tree.count if kind == _Kind.JSON else self.events or self.field):
             kind = _Kind.OTHER
         codings = codings_of(named[1].decode("latin-1"))
-        shape = (_Kind.OTHER, ()) if codings is None else (kind, codings)
+        shape = (_Kind.CODED if kind else kind, ()) if codings is None else (kind, codings)
         if len(named[0]) + len(named[1]) <= _SHAPE_LENGTH_MAX:
             if len(self._shapes) >= _SHAPES_MAX:
                 self._shapes.clear()
@@ -149,15 +153,17 @@ class MeterPlan:
 class AnswerReading:
     """One answer. This one reads no body: what the header fields say is all."""
 
-    __slots__ = ("_plan", "counts", "field")
+    __slots__ = ("_plan", "counts", "field", "unreadable")
 
     reports_early: ClassVar[bool] = False
     """Whether it may report something before the answer is whole."""
 
-    def __init__(self, plan: MeterPlan, counts: dict[str, int]) -> None:
+    def __init__(self, plan: MeterPlan, counts: dict[str, int], unreadable: frozenset[str]) -> None:
         self._plan = plan
         self.counts = counts
         """Units reported so far, zero too. To be looked at any time, and not to be changed."""
+        self.unreadable = unreadable
+        """Units that were said, and not as a whole number from 0 to COUNT_MAX, or in a body that cannot be read."""
         self.field: str | None = None
         """The text that selects rates, once it is found."""
 
@@ -165,7 +171,10 @@ class AnswerReading:
         """The next bytes of the body, as they come from the upstream, but for chunked coding. A view is not kept."""
 
     def end(self) -> None:
-        """The body is whole, or no more of it will come."""
+        """The body is whole."""
+
+    def break_off(self) -> None:
+        """No more will come, though the body is not whole by the framing: a document that is whole in itself still counts."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -178,8 +187,10 @@ class _BodyReading(AnswerReading):
 
     __slots__ = ("_decoding", "_in_header", "_is_over")
 
-    def __init__(self, plan: MeterPlan, counts: dict[str, int], codings: tuple[str, ...]) -> None:
-        super().__init__(plan, counts)
+    def __init__(
+        self, plan: MeterPlan, counts: dict[str, int], unreadable: frozenset[str], codings: tuple[str, ...]
+    ) -> None:
+        super().__init__(plan, counts, unreadable)
         self._in_header = tuple(counts.items()) if counts else ()
         self._decoding = Decoding(codings) if codings else None
         self._is_over = False
@@ -196,6 +207,7 @@ class _BodyReading(AnswerReading):
             self._is_over = True
             self._forget()
             self.counts = dict(self._in_header)
+            self.unreadable = frozenset(self.missing)
             self.field = None
 
     def end(self) -> None:
@@ -220,11 +232,18 @@ class _JsonReading(_BodyReading):
 
     __slots__ = ("_length", "_pieces", "_scan")
 
-    def __init__(self, plan: MeterPlan, counts: dict[str, int], codings: tuple[str, ...]) -> None:
-        super().__init__(plan, counts, codings)
+    def __init__(
+        self, plan: MeterPlan, counts: dict[str, int], unreadable: frozenset[str], codings: tuple[str, ...]
+    ) -> None:
+        super().__init__(plan, counts, unreadable, codings)
         self._pieces: list[bytes] = []
         self._length = 0
         self._scan: JsonScan | None = None
+
+    def break_off(self) -> None:
+        """A number might go on, an object or array does not."""
+        if self._scan is not None or b"".join(self._pieces).rstrip().endswith((b"}", b"]")):
+            self.end()
 
     def _take(self, data: bytes) -> None:
         if self._scan is not None:
@@ -246,14 +265,21 @@ class _JsonReading(_BodyReading):
         try:
             document = orjson.loads(b"".join(self._pieces).removeprefix(_BOM))
         except orjson.JSONDecodeError:
+            if self._pieces:
+                self.unreadable = frozenset(self.missing)
             return
         self._report(lambda names: look_up(document, names))
 
-    def _report(self, look: Callable[[_Names], object]) -> None:
+    def _report(self, look: Callable[[Way], object]) -> None:
         for unit, places in self._plan.json:
-            if unit not in self.counts and (count := _first_count(look, places)) is not None:
+            if unit in self.counts or (count := first_count(look, places)) is None:
+                continue
+            if count == UNREADABLE:
+                self.unreadable |= {unit}
+            else:
                 self.counts[unit] = count
-        self.field = _first_text(look, self._plan.field)
+                self.unreadable -= {unit}
+        self.field = first_text(look, self._plan.field)
 
     def _forget(self) -> None:
         super()._forget()
@@ -269,9 +295,15 @@ class _StreamReading(_BodyReading):
     __slots__ = ("_names", "_stream")
 
     def __init__(
-        self, plan: MeterPlan, counts: dict[str, int], codings: tuple[str, ...], *, is_lines: bool
+        self,
+        plan: MeterPlan,
+        counts: dict[str, int],
+        unreadable: frozenset[str],
+        codings: tuple[str, ...],
+        *,
+        is_lines: bool,
     ) -> None:
-        super().__init__(plan, counts, codings)
+        super().__init__(plan, counts, unreadable, codings)
         self._names = plan.names
         self._stream = EventStream(is_lines=is_lines)
 
@@ -296,18 +328,25 @@ class _StreamReading(_BodyReading):
         except orjson.JSONDecodeError:
             return  # "[DONE]", or half an event
 
-        def look(names: _Names) -> JsonValue:
+        def look(names: Way) -> JsonValue:
             return look_up(document, names)
 
         counts = self.counts
         for unit, each, places in self._plan.events:
-            if (count := _first_count(look, places)) is None:
+            if (count := first_count(look, places)) is None:
                 continue
             if any(unit == reported for reported, _ in self._in_header):
                 continue
-            counts[unit] = min(counts.get(unit, 0) + count, COUNT_MAX) if each else count
+            if count == UNREADABLE:
+                self.unreadable |= {unit}
+            elif each:
+                counts[unit] = min(counts.get(unit, 0) + count, COUNT_MAX)
+            else:
+                counts[unit] = count
+                if self.unreadable:
+                    self.unreadable -= {unit}
         if self.field is None:
-            self.field = _first_text(look, self._plan.field)
+            self.field = first_text(look, self._plan.field)
             if self.field is not None:
                 self._names = self._plan.names_left
 
@@ -316,33 +355,7 @@ class _StreamReading(_BodyReading):
         self._stream.end(_NOTHING)
 
 
-def count_of(value: object) -> int | None:
-    """A whole number from 0 to COUNT_MAX, however it is written (12, 12.0, 1.2e1); None if this is anything else."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    # A bool is an int in Python and none in JSON.
-    return value if type(value) is int and 0 <= value <= COUNT_MAX else None
-
-
-def _first_count(look: Callable[[_Names], object], places: tuple[_Names, ...]) -> int | None:
-    for names in places:
-        value = look(names)
-        if type(value) is int and 0 <= value <= COUNT_MAX:
-            return value
-        if (count := count_of(value)) is not None:
-            return count
-    return None
-
-
-def _first_text(look: Callable[[_Names], object], places: tuple[_Names, ...]) -> str | None:
-    for names in places:
-        value = look(names)
-        if isinstance(value, str) and len(value) <= FIELD_LENGTH_MAX:
-            return value
-    return None
-
-
-def _places(pointers: Iterable[Pointer]) -> tuple[_Names, ...]:
+def _places(pointers: Iterable[Pointer]) -> tuple[Way, ...]:
     return tuple(pointer.names for pointer in pointers)
 
 

@@ -19,11 +19,9 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from control.domain.deliveries import CLAIM_MAX
-
 PATIENCE_S: Final = 5.0
-THREADS_MAX: Final = CLAIM_MAX
-"""As many as there are deliveries on their way."""
+THREADS_MAX: Final = 512
+"""Far more than there are deliveries on their way: a thread may hang for minutes after everybody has given up on it."""
 _IS_NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 Found: TypeAlias = list[tuple[Any, ...]]
@@ -52,9 +50,10 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """What aiohttp asks for. Raises OSError if the name has no address, or NotResolvedInTime."""
+        addresses = _literal(host) or await self._addresses(host)
         found = [
             ResolveResult(hostname=host, host=address[0], port=port, family=kind, proto=0, flags=_IS_NUMERIC)
-            for kind, _, _, _, address in await self._addresses(host)
+            for kind, _, _, _, address in addresses
             if family in (socket.AF_UNSPEC, kind)
         ]
         if not found:
@@ -118,7 +117,7 @@ def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[
     give: partial[None]
     try:
         give = partial(
-            _give, answer, socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=_flags(host))
+            _give, answer, socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
         )
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that can be nobody's
         give = partial(_fail, answer, error if isinstance(error, OSError) else OSError(str(error)))
@@ -126,13 +125,13 @@ def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[
         loop.call_soon_threadsafe(give)
 
 
-def _flags(host: str) -> int:
-    """Addresses of kinds that this machine has; a literal address needs nobody to be asked."""
+def _literal(host: str) -> Found | None:
+    """What is an address needs nobody to be asked."""
     try:
         ip_address(host)
     except ValueError:
-        return socket.AI_ADDRCONFIG
-    return socket.AI_NUMERICHOST
+        return None
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
 
 
 def _give(answer: asyncio.Future[Found], found: Found) -> None:

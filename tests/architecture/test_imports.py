@@ -14,6 +14,7 @@ from tests.architecture.source import Module, imported_by, is_within, modules
 PURE = (
     "gateway.routing",
     "gateway.pricing",
+    "gateway.counts",
     "gateway.metering",
     "gateway.event_stream",
     "gateway.decoding",

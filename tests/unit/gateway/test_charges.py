@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.contract.money import Microcredits
@@ -122,6 +123,17 @@ def test_of_several_units_what_a_whole_answer_reports_is_charged() -> None:
     check(both, "completed", REQUEST + 50 + 12, tokens=5, calls=4)
 
 
+@pytest.mark.parametrize("calls", ["4", -4, 4.5, True, [], {}, 2**60])
+def test_a_unit_that_is_said_and_cannot_be_read_is_not_free(calls: object) -> None:
+    """Nobody knows how many these were; what else was said may be all, or next to nothing."""
+    said = {"used": 5, "calls": calls}
+    check(answered(json_answer(said), TWO_METERS), "completed", HELD, is_estimated=True, tokens=5)
+    stream = STREAM + chunk(b"data: " + orjson.dumps(said) + b"\n\n") + b"0\r\n\r\n"
+    check(answered(stream, TWO_METERS), "completed", HELD, is_estimated=True, tokens=5)
+    dear = json_answer({**said, "used": 500})
+    check(answered(dear, TWO_METERS), "completed", REQUEST + 5_000, is_estimated=True, tokens=500)
+
+
 @pytest.mark.parametrize(
     "status", [b"400 Bad Request", b"404 Not Found", b"500 Oops", b"529 Overloaded", b"302 Found"]
 )
@@ -228,6 +240,17 @@ def test_a_client_that_goes_before_the_upstream_was_asked_pays_nothing() -> None
 )
 def test_an_answer_that_ends_early_costs_what_it_had_reported(ending: Ending, outcome: str) -> None:
     begun = STREAM + chunk(event(10)) + chunk(event(20)) + chunk(event(30))
+    check(ended(ending, begun), outcome, REQUEST + 30 * TOKEN, tokens=30)
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome"), [(client_goes, "client_gone"), (upstream_fails, "upstream_failed")]
+)
+@pytest.mark.parametrize("text", ["", "x" * 100_000])
+def test_a_document_that_is_whole_counts_though_more_was_announced(
+    text: str, ending: Ending, outcome: str
+) -> None:
+    begun = json_answer({"text": text, "used": 30}).replace(b"Content-Length: ", b"Content-Length: 9")
     check(ended(ending, begun), outcome, REQUEST + 30 * TOKEN, tokens=30)
 
 

@@ -54,7 +54,9 @@ def test_a_number_counts_however_it_is_written(number: bytes) -> None:
         assert held(world) == 112
 
 
-@pytest.mark.parametrize("number", [b'"12"', b"-1", b"12.5", b"true", b"1e300", b"9007199254740993", b'""'])
+@pytest.mark.parametrize(
+    "number", [b'"12"', b"-1", b"12.5", b"true", b"1e300", b"9007199254740993", b'""', b"[]", b"[7]", b"{}"]
+)
 def test_what_is_no_whole_number_is_refused_with_the_name_of_the_field(number: bytes) -> None:
     with chat_world() as world:
         status, code, detail = refused_unheld(world, post(b'{"model":"small","max_tokens":%b}' % number))

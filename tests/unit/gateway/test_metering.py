@@ -13,15 +13,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from gateway.counts import COUNT_MAX, FIELD_LENGTH_MAX, count_of
 from gateway.json_pointer import JsonValue, Pointer, look_up, parse_pointer
 from gateway.metering import (
-    COUNT_MAX,
-    FIELD_LENGTH_MAX,
     WHOLE_LENGTH_MAX,
     AnswerReading,
     Meter,
     MeterPlan,
-    count_of,
 )
 from tests.unit.gateway.codings import CODERS
 from tests.unit.gateway.documents import REPEATABLE, SPLITS, cut, documents
