@@ -57,7 +57,7 @@ async def test(request: web.Request) -> web.Response:
     query = read_query(request, DestinationQuery)
     async with deps.changes.begin() as change:
         organization = await organizations.get(change.conn, request.match_info["org"])
-        found = await destinations.for_test(change.conn, organization.tag, query.destination)
+        found, tested_at = await destinations.for_test(change.conn, organization.tag, query.destination)
     message = of_test(
         f"test_{random_base62(_TEST_ID_LENGTH)}", organization.tag, organization.name, datetime.now(UTC)
     )
@@ -65,10 +65,10 @@ async def test(request: web.Request) -> web.Response:
     server = MailServer.of(deps.settings)
     async with Courier(_sealing(deps), server, deps.resolver, timeout_s=timeout_s) as courier:
         outcomes = await asyncio.gather(*(courier.deliver(each, message) for each in found))
-    async with deps.changes.begin() as change:
-        for destination, outcome in zip(found, outcomes, strict=True):
-            if outcome.is_delivered:
-                await deliveries.took_something(change.conn, destination.id)
+    for destination, outcome in zip(found, outcomes, strict=True):
+        if outcome.is_delivered:
+            async with deps.changes.begin() as change:
+                await deliveries.took_something(change.conn, destination.id, tested_at)
     rows = [_tested(destination, outcome) for destination, outcome in zip(found, outcomes, strict=True)]
     return shapes.answer({"data": rows, "message_id": message.id})
 

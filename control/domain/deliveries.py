@@ -29,19 +29,23 @@ RETRY_MAX_S: Final = 3600.0
 PATIENCE: Final = timedelta(days=1)
 """How long a destination may take nothing before it is disabled."""
 FAILURES_MIN: Final = 5
-"""So many in a row as well: a day in which nobody tried is no day of failures."""
-_CATCH_UP_S: Final = 60
+"""So many in a row as well."""
+SPELL_ENDS: Final = timedelta(hours=2)
+"""A destination that nobody has tried for so long after its pause is not known to be failing any more."""
 
 Verdict = Literal["retry", "give up", "disable"]
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """One delivery that is now to be attempted; `attempts` counts this one too."""
+    """One delivery that is now to be attempted, at `attempted_at`; `attempts` counts this one too. `refusals`: so
+    often it alone was not taken, while others were."""
 
     alert: Alert
     destination: str
     attempts: int
+    refusals: int
+    attempted_at: datetime
     first_attempt_at: datetime
     previous_attempt_at: datetime | None
 
@@ -63,11 +67,11 @@ class Waiting:
     disabled: int
 
 
-def pause_s(attempts: int, jitter: float) -> float:
-    """How long a delivery waits after so many failed attempts: doubling from 5 s to an hour, less a fifth of it times `jitter`
-    (0 to 1), so that what failed together does not come back together.
+def pause_s(refusals: int, jitter: float) -> float:
+    """How long a delivery waits that was refused so often while others were taken: doubling from 5 s to an hour, less a fifth
+    of it times `jitter` (0 to 1), so that what failed together does not come back together.
     """
-    return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(attempts - 1, 20)) * (1 - jitter / 5)
+    return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(refusals - 1, 20)) * (1 - jitter / 5)
 
 
 def rest_s(failing_for_s: float, jitter: float, asked_s: float | None = None) -> float:
@@ -114,7 +118,7 @@ WITH new AS (
 ), wanting AS (
     SELECT t.id, t.organization, t.min_threshold, t.disabled_at FROM alert_destinations t
      WHERE t.organization IN (SELECT organization FROM new) AND t.disabled_reason IS DISTINCT FROM 'operator'
-     FOR SHARE OF t
+     ORDER BY t.id FOR SHARE OF t
 ), made AS (
     INSERT INTO alert_deliveries (alert, destination, next_attempt_at)
     SELECT n.id, t.id, CASE WHEN t.disabled_at IS NULL THEN now() END
@@ -135,6 +139,8 @@ async def claim(conn: Connection, room: int = CLAIM_MAX) -> list[Claimed]:
             alerts.alert_of_row(row),
             row["destination"],
             row["attempts"],
+            row["refusals"],
+            row["last_attempt_at"],
             row["first_attempt_at"],
             row["previous_attempt_at"],
         )
@@ -182,9 +188,10 @@ WITH RECURSIVE waiting AS (
        SET attempts = d.attempts + 1, leased_until = now() + $3 * interval '1 second', last_attempt_at = now(),
            first_attempt_at = coalesce(d.first_attempt_at, now())
       FROM chosen c WHERE d.alert = c.alert AND d.destination = c.destination
-    RETURNING d.alert, d.destination, d.attempts, d.first_attempt_at, c.last_attempt_at AS previous_attempt_at
+    RETURNING d.alert, d.destination, d.attempts, d.refusals, d.last_attempt_at, d.first_attempt_at,
+              c.last_attempt_at AS previous_attempt_at
 )
-SELECT {alerts.COLUMNS}, c.destination, c.attempts, c.first_attempt_at, c.previous_attempt_at
+SELECT {alerts.COLUMNS}, c.destination, c.attempts, c.refusals, c.last_attempt_at, c.first_attempt_at, c.previous_attempt_at
   FROM claimed c JOIN alerts a ON a.id = c.alert
 """  # noqa: S608
 
@@ -192,7 +199,7 @@ SELECT {alerts.COLUMNS}, c.destination, c.attempts, c.first_attempt_at, c.previo
 async def succeeded(conn: Connection, claimed: Claimed, note: str | None = None) -> None:
     """The destination has it. `note` is what it said beside, such as an address that it refused."""
     async with conn.transaction():
-        await took_something(conn, claimed.destination)
+        await took_something(conn, claimed.destination, claimed.attempted_at)
         await conn.execute(
             """UPDATE alert_deliveries
                   SET status = 'delivered', delivered_at = now(), next_attempt_at = NULL, leased_until = NULL, last_error = $3
@@ -203,72 +210,88 @@ async def succeeded(conn: Connection, claimed: Claimed, note: str | None = None)
         )
 
 
-async def took_something(conn: Connection, destination: str) -> None:
-    """The destination is well, by an alert or by a test: what waits for it, because it was failing, comes sooner now. In the
-    caller's transaction. One that is disabled stays so.
+async def took_something(conn: Connection, destination: str, attempted_at: datetime) -> None:
+    """The destination took an alert or a test, which it was sent at `attempted_at`. In the caller's transaction.
+
+    That ends a spell of failures, and its pause, unless it began to fail after that: what was sent beside a success, and
+    refused with "come back in an hour", is the later word. One that is disabled stays so.
     """
-    was_failing = await conn.fetchval(
-        """UPDATE alert_destinations t
-              SET failures = 0, failing_since = NULL, paused_until = NULL, last_error = NULL, delivered_at = now()
-             FROM (SELECT id, failing_since FROM alert_destinations WHERE id = $1 AND disabled_at IS NULL
-                      FOR NO KEY UPDATE) AS old
-            WHERE t.id = old.id RETURNING old.failing_since IS NOT NULL""",
+    await conn.execute(
+        """UPDATE alert_destinations SET delivered_at = now() WHERE id = $1 AND disabled_at IS NULL""",
         destination,
     )
-    if was_failing:
-        await conn.execute(
-            """UPDATE alert_deliveries SET next_attempt_at = now() + random() * $2 * interval '1 second'
-                WHERE destination = $1 AND status = 'pending' AND next_attempt_at > now() + $2 * interval '1 second'""",
-            destination,
-            _CATCH_UP_S,
-        )
+    await conn.execute(
+        """UPDATE alert_destinations SET failures = 0, failing_since = NULL, paused_until = NULL, last_error = NULL
+            WHERE id = $1 AND disabled_at IS NULL AND (failing_since IS NULL OR failing_since < $2)""",
+        destination,
+        attempted_at,
+    )
 
 
 async def failed(conn: Connection, claimed: Claimed, failure: Failure, jitter: float) -> Verdict:
-    """Write down what went wrong and decide what comes of it. `jitter` is 0 to 1, drawn evenly."""
+    """Write down what went wrong and decide what comes of it. `jitter` is 0 to 1, drawn evenly.
+
+    A destination that took others since this was attempted before is well, and refuses this one: it alone is put off. Else, or
+    where it asks for time, it is the destination that fails.
+    """
     async with conn.transaction():
         row = await conn.fetchrow(
-            """UPDATE alert_destinations
-                  SET failures = failures + 1, failing_since = coalesce(failing_since, now()), last_error = $2
-                WHERE id = $1
-            RETURNING failures, failing_since, disabled_at, delivered_at, now() AS at""",
+            """SELECT failures, failing_since, paused_until, disabled_at, delivered_at, now() AS at FROM alert_destinations
+                WHERE id = $1 FOR NO KEY UPDATE""",
             claimed.destination,
-            failure.error,
         )
         if row is None:  # deleted meanwhile, and its deliveries with it
             return "give up"
-        previous = claimed.previous_attempt_at
-        has_taken_others = row["delivered_at"] is not None and (
-            previous is not None and row["delivered_at"] > previous
-        )
+        previous, delivered_at, at = claimed.previous_attempt_at, row["delivered_at"], row["at"]
+        has_taken_others = previous is not None and delivered_at is not None and delivered_at > previous
+        is_refused = has_taken_others and failure.retry_after_s is None
+        failing_since, failures = row["failing_since"], row["failures"]
+        if not is_refused:
+            is_over = row["paused_until"] is None or row["paused_until"] < at - SPELL_ENDS
+            failing_since, failures = (at, 1) if is_over else (failing_since or at, failures + 1)
         decided = verdict(
-            row["at"], row["failing_since"], row["failures"], claimed.first_attempt_at, has_taken_others,
-            failure.is_gone,
-        )  # fmt: skip
+            at, failing_since or at, failures, claimed.first_attempt_at, has_taken_others, failure.is_gone
+        )
         is_enabled = row["disabled_at"] is None
+        wait_s = pause_s(claimed.refusals + 1, jitter) if is_refused else 0.0
+        is_waiting = decided == "retry" and is_enabled
+        await _put_off(conn, claimed, failure.error, decided, wait_s if is_waiting else None)
+        rests_s = 0.0
+        if is_enabled and not is_refused:
+            rests_s = rest_s((at - failing_since).total_seconds(), jitter, failure.retry_after_s)
         await conn.execute(
-            """UPDATE alert_deliveries
-                  SET status = $3, leased_until = NULL, last_error = $4,
-                      next_attempt_at = CASE WHEN $5 THEN now() + $6 * interval '1 second' END
-                WHERE alert = $1 AND destination = $2""",
-            claimed.alert.id,
+            """UPDATE alert_destinations
+                  SET failures = $2, failing_since = $3, last_error = $4,
+                      paused_until = CASE WHEN $5 > 0 THEN greatest(paused_until, now() + $5 * interval '1 second')
+                                          ELSE paused_until END
+                WHERE id = $1""",
             claimed.destination,
-            "failed" if decided == "give up" else "pending",
+            failures,
+            failing_since,
             failure.error,
-            decided == "retry" and is_enabled,
-            pause_s(claimed.attempts, jitter),
+            rests_s,
         )
         if is_enabled and decided == "disable":
             await disable(conn, claimed.destination, "gone" if failure.is_gone else "failing")
-        elif is_enabled:
-            failing_for_s = (row["at"] - row["failing_since"]).total_seconds()
-            await conn.execute(
-                """UPDATE alert_destinations SET paused_until = greatest(paused_until, now() + $2 * interval '1 second')
-                    WHERE id = $1""",
-                claimed.destination,
-                rest_s(failing_for_s, jitter, failure.retry_after_s),
-            )
         return decided
+
+
+async def _put_off(
+    conn: Connection, claimed: Claimed, error: str, decided: Verdict, wait_s: float | None
+) -> None:
+    """The delivery goes on waiting: for a pause of its own, or behind the others of its destination (0). None: it does not
+    come up again by itself."""
+    await conn.execute(
+        """UPDATE alert_deliveries
+              SET status = $3, leased_until = NULL, last_error = $4, refusals = refusals + coalesce($5 > 0, false)::int,
+                  next_attempt_at = now() + $5 * interval '1 second'
+            WHERE alert = $1 AND destination = $2""",
+        claimed.alert.id,
+        claimed.destination,
+        "failed" if decided == "give up" else "pending",
+        error,
+        wait_s,
+    )
 
 
 async def enable(conn: Connection, destination: str) -> None:
@@ -282,7 +305,7 @@ async def enable(conn: Connection, destination: str) -> None:
     )
     await conn.execute(
         """UPDATE alert_deliveries
-              SET status = 'pending', next_attempt_at = now(), attempts = 0, first_attempt_at = NULL
+              SET status = 'pending', next_attempt_at = now(), attempts = 0, refusals = 0, first_attempt_at = NULL
             WHERE destination = $1 AND status <> 'delivered'""",
         destination,
     )

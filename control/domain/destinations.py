@@ -213,16 +213,16 @@ async def delete(conn: Connection, organization: OrganizationTag, identifier: st
 
 async def for_test(
     conn: Connection, organization: OrganizationTag, identifier: str | None
-) -> list[Destination]:
-    """The one, or every enabled one, and that it is tested now is written down. In the caller's transaction.
+) -> tuple[list[Destination], datetime]:
+    """The one, or every enabled one; and that it is tested now, which is also written down. In the caller's transaction.
 
     Raises NotFound, Conflict if there is none, TooOften if one of them was tested within TEST_PAUSE_S.
     """
     rows = await conn.fetch(
-        """SELECT *, 0 AS pending, tested_at > now() - $3 * interval '1 second' AS is_too_soon
+        """SELECT *, 0 AS pending, tested_at > now() - $3 * interval '1 second' AS is_too_soon, now() AS at
              FROM alert_destinations
             WHERE organization = $1 AND CASE WHEN $2::text IS NULL THEN disabled_at IS NULL ELSE id = $2 END
-            ORDER BY created_at, id FOR NO KEY UPDATE""",
+            ORDER BY id FOR NO KEY UPDATE""",
         organization,
         identifier,
         TEST_PAUSE_S,
@@ -243,7 +243,8 @@ async def for_test(
         "UPDATE alert_destinations SET tested_at = now() WHERE id = ANY($1::text[])",
         [row["id"] for row in rows],
     )
-    return [destination_of_row(row) for row in rows]
+    found = sorted((destination_of_row(row) for row in rows), key=lambda each: (each.created_at, each.id))
+    return found, rows[0]["at"]
 
 
 def destination_of_row(row: Record) -> Destination:

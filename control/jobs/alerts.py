@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
 
+import asyncpg
 import structlog
 
 from control.delivery.courier import TIMEOUT_S, Courier
@@ -28,22 +32,29 @@ from control.sealing import Sealing
 from control.settings import ControlSettings
 
 RUN_MAX_S: Final = 30.0
+COUNT_INTERVAL_S: Final = 15.0
+"""Between two counts of all that waits, which may be much."""
+LOCKED_MAX: Final = 3
+"""Times in a row that a row is found locked before that is a failure."""
 LOOK_INTERVAL_S: Final = 1.0
 _JITTER_STEPS: Final = 1_000
 
+_T = TypeVar("_T")
 _Sent: TypeAlias = tuple[Claimed, Destination, Outcome]
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Post:
-    """What the sending of alerts needs to know of the installation."""
+    """What the sending of alerts needs to know of the installation; one a process."""
 
     sealing: Sealing
     server: MailServer | None
     timeout_s: float = TIMEOUT_S
     resolver: Resolver = field(default_factory=Resolver)
+    count_due: float = 0.0
+    """When what waits is counted next."""
 
     @classmethod
     def of(cls, settings: ControlSettings) -> Post:
@@ -73,7 +84,7 @@ async def run_once(context: Context, post: Post) -> Told:
     async with post.courier() as courier:
         try:
             while True:
-                new = await deliveries.fan_out(context.postgres)
+                new = await _unless_locked(partial(deliveries.fan_out, context.postgres))
                 fanned_out += new
                 is_over = context.stopping.is_set() or time.monotonic() > give_over_at
                 if not is_over:
@@ -87,17 +98,28 @@ async def run_once(context: Context, post: Post) -> Told:
                     sending, timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
-                    is_delivered = await _write_down(context, task.result())
+                    is_delivered = await _unless_locked(partial(_write_down, context, task.result()))
                     delivered += is_delivered
                     failed += not is_delivered
         finally:
             for task in sending:
                 task.cancel()
             await asyncio.gather(*sending, return_exceptions=True)
-    waiting = await deliveries.waiting(context.postgres)
-    context.metrics.alert_deliveries_pending.set(waiting.pending)
-    context.metrics.alert_destinations_disabled.set(waiting.disabled)
+    if time.monotonic() >= post.count_due:
+        post.count_due = time.monotonic() + COUNT_INTERVAL_S
+        waiting = await deliveries.waiting(context.postgres)
+        context.metrics.alert_deliveries_pending.set(waiting.pending)
+        context.metrics.alert_destinations_disabled.set(waiting.disabled)
     return Told(fanned_out, delivered, failed)
+
+
+async def _unless_locked(write: Callable[[], Awaitable[_T]]) -> _T:
+    """Again, where somebody held the rows for too long, or wanted them in another order: what receivers have taken is to be
+    written down, and what is on its way to others has nothing to do with it."""
+    for _ in range(LOCKED_MAX - 1):
+        with suppress(asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError):
+            return await write()
+    return await write()
 
 
 async def _begin(context: Context, courier: Courier, room: int) -> set[asyncio.Task[_Sent]]:

@@ -18,22 +18,28 @@ _log = structlog.get_logger(__name__)
 
 
 async def run_once(context: Context, days: int) -> int:
-    """Remove at most BATCH alerts that were crossed more than so many days ago, the oldest first; how many there were."""
-    row = await context.postgres.fetchrow(_REMOVE, days, BATCH)
-    assert row is not None
-    if row["untold"]:
-        _log.warning("alerts_removed_untold", count=row["untold"], days=days)
-    return int(row["removed"])
+    """Remove at most BATCH alerts that were crossed more than so many days ago, the oldest first; how many there were.
+
+    What changes many deliveries of a destination holds the destination first; so does this, in the order in which all do.
+    """
+    async with context.postgres.transaction():
+        old = [row["id"] for row in await context.postgres.fetch(_OLD, days, BATCH)]
+        await context.postgres.execute(_HOLD_DESTINATIONS, old)
+        untold = await context.postgres.fetchval(_UNTOLD, old)
+        await context.postgres.execute("DELETE FROM alerts WHERE id = ANY($1::text[])", old)
+    if untold:
+        _log.warning("alerts_removed_untold", count=untold, days=days)
+    return len(old)
 
 
-_REMOVE: Final = """
-WITH old AS (
-    SELECT id FROM alerts WHERE reset_period <> 'never' AND crossed_at < now() - $1 * interval '1 day'
-     ORDER BY crossed_at LIMIT $2 FOR UPDATE SKIP LOCKED
-), untold AS (
-    SELECT DISTINCT d.alert FROM alert_deliveries d JOIN old ON old.id = d.alert WHERE d.status <> 'delivered'
-), removed AS (
-    DELETE FROM alerts USING old WHERE alerts.id = old.id
-)
-SELECT (SELECT count(*) FROM old) AS removed, (SELECT count(*) FROM untold) AS untold
+_OLD: Final = """
+SELECT id FROM alerts WHERE reset_period <> 'never' AND crossed_at < now() - $1 * interval '1 day'
+ ORDER BY crossed_at LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+_HOLD_DESTINATIONS: Final = """
+SELECT FROM alert_destinations WHERE id IN (SELECT destination FROM alert_deliveries WHERE alert = ANY($1::text[]))
+ ORDER BY id FOR NO KEY UPDATE
+"""
+_UNTOLD: Final = """
+SELECT count(DISTINCT alert) FROM alert_deliveries WHERE alert = ANY($1::text[]) AND status <> 'delivered'
 """

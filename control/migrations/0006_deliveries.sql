@@ -2,6 +2,7 @@
 -- second is found by an index, however much waits.
 
 ALTER TABLE alert_destinations ADD COLUMN paused_until timestamptz;  -- nothing is sent to it before; NULL: it is well
+ALTER TABLE alert_deliveries ADD COLUMN refusals integer NOT NULL DEFAULT 0;  -- of this one alone, while others were taken
 
 DROP INDEX alert_deliveries_due;
 DROP INDEX alert_deliveries_of_destination;

@@ -177,7 +177,9 @@ class Site:
 
     async def let_it_be_due(self) -> None:
         """As if the pauses until the next attempts were over."""
-        await self.installation.database.execute("UPDATE alert_destinations SET paused_until = NULL")
+        await self.installation.database.execute(
+            "UPDATE alert_destinations SET paused_until = now() WHERE paused_until > now()"
+        )
         await self.installation.database.execute(
             "UPDATE alert_deliveries SET next_attempt_at = now()"
             " WHERE status = 'pending' AND next_attempt_at > now() AND leased_until IS NULL"

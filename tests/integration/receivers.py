@@ -45,6 +45,8 @@ class Receiver:
     answer: int | Literal["hang", "drop"] = 200
     headers: dict[str, str] = field(default_factory=dict)
     text: str = ""
+    one_at_a_time: int | None = None
+    """What is answered to whoever comes while another is being answered."""
     takes_s: float = 0.0
     """Up to four times that, differently each time."""
     refused: list[Received] = field(default_factory=list)
@@ -69,6 +71,9 @@ class Receiver:
             self.inside -= 1
 
     async def _answered(self, request: web.Request, received: Received) -> web.Response:
+        if self.one_at_a_time is not None and self.inside > 1:
+            self.refused.append(received)
+            return web.Response(status=self.one_at_a_time, headers=self.headers)
         if isinstance(self.answer, int) and self.answer < 300:
             self.taken.append(received)
             await asyncio.sleep(self.takes_s * (len(self.taken) % 5))

@@ -83,7 +83,9 @@ class Alerted:
 
     async def let_it_be_due(self) -> None:
         """As if the pauses until the next attempts were over: what was to come first still does."""
-        await self.postgres.execute("UPDATE alert_destinations SET paused_until = NULL")
+        await self.postgres.execute(
+            "UPDATE alert_destinations SET paused_until = now() WHERE paused_until > now()"
+        )
         await self.postgres.execute(
             "UPDATE alert_deliveries SET next_attempt_at = next_attempt_at - interval '2 hours'"
             " WHERE status = 'pending' AND next_attempt_at IS NOT NULL"

@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 from control.delivery import mail
 from control.delivery.mail import MailServer
 from control.domain import deliveries
-from control.domain.alerts import deliveries_of as told_of
 from control.jobs import alerts
 from control.jobs.alerts import Told
 from tests.integration.jobs.alert_world import Alerted, alerted_in
@@ -23,102 +22,6 @@ from tests.integration.receivers import mailing, receiving
 @pytest.fixture
 async def alerted(world: World) -> Alerted:
     return await alerted_in(world)
-
-
-async def test_a_dead_receiver_loses_none_and_is_asked_ever_more_seldom(alerted: Alerted) -> None:
-    async with receiving() as receiver:
-        receiver.answer = 500
-        destination = await alerted.add(url=receiver.url)
-        await alerted.cross(*(alerted.crossing(threshold) for threshold in (50, 80, 100)))
-        assert await alerted.tell() == Told(fanned_out=3, failed=3)
-
-        for attempt in range(2, 13):
-            failing_for = timedelta(seconds=10 * 2.0**attempt)
-            await alerted.postgres.execute(
-                "UPDATE alert_destinations SET failing_since = now() - $1::interval", failing_for
-            )
-            assert await alerted.tell() == Told(), "nothing is sent before its time"
-            await alerted.let_it_be_due()
-            assert await alerted.tell() == Told(failed=1), "a failing one is asked with one alert"
-            shown = await alerted.destination(destination)
-            assert shown.paused_until is not None
-            rests_s = (shown.paused_until - datetime.now(UTC)).total_seconds()
-            most_s = deliveries.rest_s(failing_for.total_seconds(), 0)
-            assert 0.8 * most_s - 30 <= rests_s <= most_s + 30
-        attempts = sorted(row["attempts"] for row in await alerted.deliveries())
-        assert attempts == [4, 5, 5], "each of what waits is tried in its turn"
-        assert {(row["status"], row["last_error"]) for row in await alerted.deliveries()} == {
-            ("pending", "it answered 500")
-        }
-        assert (await alerted.destination(destination)).pending == 3
-        assert alerted.metric("alert_deliveries_pending") == 3
-
-        receiver.answer = 204
-        await alerted.let_it_be_due()
-        assert (await alerted.tell()).delivered == 3
-
-    ids = sorted(row["id"] for row in await alerted.alerts())
-    assert sorted(each.id for each in receiver.taken) == ids
-    assert {each.id for each in receiver.refused} == set(ids), "one id at every attempt"
-    shown = await alerted.destination(destination)
-    assert (shown.failing_since, shown.paused_until, shown.last_error, shown.pending) == (None, None, None, 0)
-
-
-async def test_when_a_failing_receiver_is_back_what_waits_for_it_comes_within_a_minute(
-    alerted: Alerted,
-) -> None:
-    async with receiving() as receiver:
-        receiver.answer = 503
-        await alerted.add(url=receiver.url)
-        await alerted.cross(*(alerted.crossing(threshold) for threshold in (50, 80)))
-        await alerted.tell()
-        await alerted.let_it_be_due()
-        await alerted.postgres.execute(
-            "UPDATE alert_deliveries SET next_attempt_at = now() + interval '50 minutes'"
-        )
-        receiver.answer = 200
-        await alerted.cross(alerted.crossing(100))
-        assert await alerted.tell() == Told(fanned_out=1, delivered=1)
-
-        left_s = await alerted.postgres.fetch(
-            "SELECT extract(epoch FROM next_attempt_at - now()) AS s FROM alert_deliveries WHERE status = 'pending'"
-        )
-    assert len(left_s) == 2
-    assert all(row["s"] <= 60 for row in left_s)
-
-
-@pytest.mark.parametrize("waiting", [1, 50])
-async def test_a_receiver_that_asks_for_time_gets_it_whatever_else_waits_for_it(
-    alerted: Alerted, waiting: int
-) -> None:
-    async with receiving() as receiver:
-        receiver.answer, receiver.headers = 429, {"Retry-After": "600"}
-        destination = await alerted.add(url=receiver.url)
-        await alerted.cross(*(alerted.crossing(threshold) for threshold in range(1, waiting + 1)))
-        before = datetime.now(UTC)
-        for _ in range(3):
-            await alerted.tell()
-        assert len(receiver.refused) <= deliveries.PER_DESTINATION_MAX, "those that were on their way at once"
-
-        paused_until = (await alerted.destination(destination)).paused_until
-        assert paused_until is not None
-        assert paused_until - before >= timedelta(seconds=590)
-        told = await told_of(alerted.postgres, [row["id"] for row in await alerted.alerts()])
-        next_at = {delivery.next_attempt_at for each in told.values() for delivery in each}
-        assert next_at == {paused_until}, "what is shown is when it really comes"
-
-
-async def test_a_test_that_is_taken_ends_the_pause(alerted: Alerted) -> None:
-    async with receiving() as receiver:
-        receiver.answer, receiver.headers = 503, {"Retry-After": "3600"}
-        destination = await alerted.add(url=receiver.url)
-        await alerted.cross(alerted.crossing())
-        await alerted.tell()
-        receiver.answer = 200
-        assert await alerted.tell() == Told()
-        await deliveries.took_something(alerted.postgres, destination.id)
-        await alerted.postgres.execute("UPDATE alert_deliveries SET next_attempt_at = now()")
-        assert await alerted.tell() == Told(delivered=1)
 
 
 async def test_a_delivery_that_breaks_the_sender_fails_alone(
