@@ -181,23 +181,43 @@ class Model:
         refusal = self._refuse_by_rules(placed.records)
         if refusal is not None:
             return refusal
-        for level, name in zip(LEVELS, placed.records, strict=True):
-            limit, used = self._limit(name), sum(self._used(name))
-            is_enforced = self.records[name].rules.budget.enforcement == "enforce"
-            if added and is_enforced and limit is not None and used + added > limit:
+        if not added:
+            self.holds[hold] = replace(placed, deadline_ms=self.now_ms + ttl_ms)
+            return hold
+        windows = []
+        for level, name, own_ms in zip(LEVELS, placed.records, placed.windows, strict=True):
+            record, limit, used = self.records[name], self._limit(name), sum(self._used(name))
+            window_ms, _ = self.current_window(name)
+            moves = window_ms > min(own_ms, record.window_ms)
+            needed = placed.amount + added if moves else added
+            is_enforced = record.rules.budget.enforcement == "enforce"
+            if is_enforced and limit is not None and used + needed > limit:
                 no = self._budget_refusal(name, limit)
                 return [no[0], level, *no[1:]]
-        organization = placed.records[2]
-        if (
-            added
-            and self.records[organization].rules.budget.enforcement == "enforce"
-            and self.current_window(organization)[0] == self.records[organization].window_ms
-        ):
-            self._lose(organization, self.lost(organization))
+            windows.append(window_ms if moves else own_ms)
+        for name in placed.records:
+            self._open_window(name)
         del self.holds[hold]
-        grown = replace(placed, amount=placed.amount + added, deadline_ms=self.now_ms + ttl_ms)
+        first, second, third = windows
+        grown = replace(
+            placed,
+            amount=placed.amount + added,
+            deadline_ms=self.now_ms + ttl_ms,
+            windows=(first, second, third),
+        )
         self.holds[str(grown)] = grown
         return str(grown)
+
+    def _open_window(self, name: str) -> None:
+        """Whoever is topped up sees what is lost, and opens the present window if nobody has yet."""
+        record, (window_ms, end_ms) = self.records[name], self.current_window(name)
+        is_enforced = record.rules.budget.enforcement == "enforce"
+        lost = self.lost(name) if is_enforced else 0
+        if window_ms > record.window_ms:
+            record.window_ms, record.seen_end_ms, record.lost = window_ms, end_ms, lost
+            record.told, record.is_over = 0, False
+        elif is_enforced:
+            self._lose(name, lost)
 
     def publish(self, name: str, rules: Rules, window_ms: int, spent: int, lost: int) -> int:
         record = self.records.get(name)

@@ -21,7 +21,7 @@ OPERATIONS_MIN = 20_000
 WHAT_MUST_HAPPEN = (
     "admit done", "admit placed", "admit observed", "admit budget", "admit rate", "admit in_flight", "admit status",
     "admit expired", "admit digest", "batch of admit", "settle 1", "settle 0", "batch of settle", "expire 1", "expire 0",
-    "expire -1", "batch of expire", "extend done", "extend gone", "extend budget", "edit limit", "edit period",
+    "expire -1", "batch of expire", "extend done", "extend gone", "extend budget", "extend moved", "edit limit", "edit period",
     "edit status", "edit enforcement", "edit pace", "edit alerts", "edit expiry", "edit late", "grant", "grant closed",
     "new line", "loss booked", "loss found by a top-up", "roll", "back", "alert key", "alert account",
     "alert organization", "alert prepaid",

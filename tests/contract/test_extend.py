@@ -95,27 +95,74 @@ def test_a_top_up_does_not_pass_a_limit_that_was_published_while_the_request_ran
 
 
 @every_level
-def test_a_top_up_after_the_window_ended_asks_for_room_in_the_new_one(clocked: Desk, level: Level) -> None:
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_a_top_up_after_the_window_ended_moves_the_whole_request_into_the_new_one(
+    clocked: Desk, level: Level, is_opened: bool
+) -> None:
     """Whether or not somebody else has been admitted to the new window meanwhile."""
     clocked.publish_all(BUILDER, **{level: limited(100, "daily")})
-    hold = clocked.admitted(BUILDER, 100)
+    hold = clocked.admitted(BUILDER, 40)
     clocked.set_time(NEXT_MIDNIGHT_MS)
-    assert_refused_without_a_trace(
-        clocked, hold, 101, ["budget", level, 100, 0, 0, NEXT_MIDNIGHT_MS + DAY_MS]
-    )
-    grown = clocked.extend(BUILDER, hold, 50)
+    others = 30 if is_opened else 0
+    if is_opened:
+        clocked.admitted(BUILDER, others, request="other")
+    no = ["budget", level, 100, 0, others, NEXT_MIDNIGHT_MS + DAY_MS]
+    assert_refused_without_a_trace(clocked, hold, 61 - others, no)
+    grown = clocked.extend(BUILDER, hold, 60 - others)
     assert isinstance(grown, str)
-    clocked.admitted(BUILDER, 80, request="r2")
-    assert_refused_without_a_trace(
-        clocked, grown, 21, ["budget", level, 100, 0, 80, NEXT_MIDNIGHT_MS + DAY_MS]
-    )
-    grown = clocked.extend(BUILDER, grown, 20)
-    assert isinstance(grown, str)
-    assert clocked.counters(BUILDER, level) == (0, 80), (
-        "nothing is held in a window in which it will not be booked"
-    )
-    assert clocked.settle(BUILDER, grown, 170) == 1
+    assert clocked.counters(BUILDER, level) == (0, 100)
+    assert_refused_without_a_trace(clocked, grown, 1, [*no[:4], 100, no[5]])
+    assert clocked.settle(BUILDER, grown, 65 - others) == 1
+    assert clocked.counters(BUILDER, level) == (65 - others, others)
+    windows = Hold.unpack(grown.encode()).windows
+    assert windows[LEVELS.index(level)] == NEXT_MIDNIGHT_MS
+    assert [each for at, each in zip(LEVELS, windows, strict=True) if at != level] == [0, 0]
+
+
+@every_level
+def test_streams_that_run_over_a_windows_end_come_to_no_more_than_the_limit(
+    clocked: Desk, level: Level
+) -> None:
+    clocked.publish_all(BUILDER, **{level: limited(100, "hourly")})
+    holds = [clocked.admitted(BUILDER, 10, request=f"r{number}") for number in range(10)]
+    for hour in (1, 2, 3):
+        clocked.set_time(NOW_MS + hour * 3_600_000)
+        for _ in range(50):
+            for index, hold in enumerate(holds):
+                answer = clocked.extend(BUILDER, hold, 3)
+                holds[index] = answer if isinstance(answer, str) else hold
+            spent, held = clocked.counters(BUILDER, level)
+            assert (spent, held <= 100) == (0, True)
+    for hold in holds:
+        clocked.settle(BUILDER, hold, Hold.unpack(hold.encode()).amount)
+    assert sum(clocked.counters(BUILDER, level)) <= 100
+
+
+@every_level
+def test_a_request_that_needs_no_more_stays_in_the_window_in_which_it_was_admitted(
+    clocked: Desk, level: Level
+) -> None:
+    clocked.publish_all(BUILDER, **{level: limited(100, "daily")})
+    hold = clocked.admitted(BUILDER, 40)
+    clocked.set_time(NEXT_MIDNIGHT_MS)
+    clocked.admitted(BUILDER, 80, request="other")
+    assert clocked.extend(BUILDER, hold, 0) == hold
+    assert clocked.settle(BUILDER, hold, 40) == 1
     assert clocked.counters(BUILDER, level) == (0, 80)
+
+
+@every_level
+def test_a_top_up_that_opens_a_window_arms_its_thresholds(clocked: Desk, level: Level) -> None:
+    clocked.publish_all(BUILDER, **{level: limited(100, "daily")})
+    hold = clocked.admitted(BUILDER, 5)
+    assert clocked.settle(BUILDER, clocked.admitted(BUILDER, 5, request="first"), 85) == 1
+    clocked.set_time(NEXT_MIDNIGHT_MS)
+    grown = clocked.extend(BUILDER, hold, 80)
+    assert isinstance(grown, str)
+    clocked.settle(BUILDER, grown, 85)
+    assert [(alert.threshold, alert.window_ms) for alert in clocked.alerts(BUILDER)] == [
+        (80, NEXT_MIDNIGHT_MS - DAY_MS), (80, NEXT_MIDNIGHT_MS),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("added", [0, 1])

@@ -274,8 +274,8 @@ def test_the_loss_of_an_ended_window_takes_nothing_off_the_new_ones_top_ups(prep
     prepaid.spend(0)
     assert prepaid.lost == 30
     prepaid.publish(50, since_ms=FIRST_MS)
-    assert prepaid.desk.extend(BUILDER, hold, 51) == ["budget", "organization", 50, 0, 0, 0]
-    assert isinstance(prepaid.desk.extend(BUILDER, hold, 50), str)
+    assert prepaid.desk.extend(BUILDER, hold, 41) == ["budget", "organization", 50, 0, 0, 0]
+    assert isinstance(prepaid.desk.extend(BUILDER, hold, 40), str)
 
 
 def test_what_is_left_of_a_limit_is_never_below_nothing(prepaid: Prepaid) -> None:

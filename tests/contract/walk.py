@@ -185,6 +185,8 @@ class Contract(RuleBasedStateMachine):
         answer = self.desk.extend(of, hold, added, ttl_ms=ttl_ms)
         assert answer == expected
         self._note("extend", answer)
+        moved = isinstance(answer, str) and hold.rsplit("|", 3)[1:] != answer.rsplit("|", 3)[1:]
+        self.happened["extend moved"] += moved
         self.happened["loss found by a top-up"] += self.model.records[self.prepaid].lost > lost
         self.happened["operation"] += 1
         if isinstance(answer, str) and answer != hold:
