@@ -39,8 +39,8 @@ class Estimating(Admission):
     """See the module's docstring."""
 
     __slots__ = (
-        "_body_done", "_early", "_early_size", "_estimated", "_expects_continue", "_is_reading_ahead", "_rates", "_scan",
-        "_touched",
+        "_body_done", "_early", "_early_size", "_estimated", "_expects_continue", "_foreseen", "_is_reading_ahead",
+        "_rates", "_scan", "_touched",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +50,8 @@ class Estimating(Admission):
         self._touched = self._started
         self._early: list[Data] = []
         self._early_size = 0
+        self._foreseen = 0
+        """Bytes of the body that the estimate knew of."""
         self._body_done = head.length == 0
         self._is_reading_ahead = False
         self._scan: JsonScan | None = None
@@ -150,21 +152,20 @@ class Estimating(Admission):
         if estimate is None:
             return None
         wanted: int | None = None
-        bad: Pointer | None = None
+        container: Pointer | None = None
         for pointer in estimate.json:
             value = says[pointer]
             if value is Absence.NOT_PLAIN:
-                bad = bad or pointer  # unless one of the others leads into it
+                container = container or pointer
             elif value is not None and not isinstance(value, Absence):
-                wanted = count_of(value)
-                bad = pointer if wanted is None else None
-                break
-        if bad is not None:
-            return Refusal(
-                Reason.BAD_REQUEST,
-                detail=f"{bad} must be a whole number from 0 to {COUNT_MAX}: what the request may cost depends on it.",
-            )
-        self._held = estimate.amount(max(self.head.length, 0), wanted, self._rates, route.price.cap)
+                count = count_of(value)
+                if count is None:
+                    return _no_number(pointer)
+                wanted = max(count, wanted or 0)  # which of them the upstream goes by, nobody knows here
+        if wanted is None and container is not None:  # and none of the others leads into it
+            return _no_number(container)
+        self._foreseen = max(self.head.length, self._early_size)  # of a body in chunks, what is there already
+        self._held = estimate.amount(self._foreseen, wanted, self._rates, route.price.cap)
         return None
 
 
@@ -187,6 +188,13 @@ _AMBIGUOUS: Final = Refusal(
 _TOO_LATE: Final = (
     "What the request costs depends on a field of its body that comes late: send it in the first {} bytes."
 )
+
+
+def _no_number(pointer: Pointer) -> Refusal:
+    return Refusal(
+        Reason.BAD_REQUEST,
+        detail=f"{pointer} must be a whole number from 0 to {COUNT_MAX}: what the request may cost depends on it.",
+    )
 
 
 def _first_text(says: Mapping[Pointer, Found], pointers: tuple[Pointer, ...]) -> str | None:

@@ -43,7 +43,7 @@ class Names:
 class EventStream:
     """Takes bytes in any split, gives the data of events of interest, as it comes, joined by LF. Keeps at most one event."""
 
-    __slots__ = ("_after_cr", "_border", "_is_at_start", "_is_passing_over", "_kept")
+    __slots__ = ("_after_cr", "_border", "_is_at_start", "_is_passing_over", "_kept", "has_passed_over")
 
     def __init__(self, *, is_lines: bool) -> None:
         """`is_lines`: one document a line, instead of server-sent events."""
@@ -52,6 +52,8 @@ class EventStream:
         self._after_cr = False
         self._is_at_start = True
         self._is_passing_over = False
+        self.has_passed_over = False
+        """Whether an event was too long to be read, until somebody takes it back."""
 
     def feed(self, piece: bytes, names: Names) -> Sequence[bytes]:
         """The data of each event that is complete with this piece, and may have one of the names in it."""
@@ -87,7 +89,7 @@ class EventStream:
                 self._is_at_start = False
                 whole = whole.removeprefix(_BOM)
         if len(self._kept) > EVENT_LENGTH_MAX:
-            self._is_passing_over = True
+            self._is_passing_over = self.has_passed_over = True
             self._is_at_start = False
             del self._kept[:-1]
         return whole
@@ -116,10 +118,12 @@ class EventStream:
     def _chosen(self, whole: bytes, names: Names) -> list[bytes]:
         found = []
         for event in whole.split(self._border):
-            if len(event) <= EVENT_LENGTH_MAX and names.may_be_in(event):
-                data = event if self._border == b"\n" else _data_of(event)
-                if data:
-                    found.append(data)
+            if not names.may_be_in(event):
+                continue
+            if len(event) > EVENT_LENGTH_MAX:
+                self.has_passed_over = True
+            elif data := event if self._border == b"\n" else _data_of(event):
+                found.append(data)
         return found
 
 

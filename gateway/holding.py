@@ -264,8 +264,16 @@ class Holding(Estimating):
                 or reading.unreadable
                 or (is_partial and reading.missing)
             ):
-                return Microcredits(max(cost, self._estimate)), True
+                return Microcredits(max(cost, self._estimate_by_now())), True
         return Microcredits(cost), False
+
+    def _estimate_by_now(self) -> int:
+        """What was held at the beginning, and would have been for those bytes of the body that nobody foresaw."""
+        estimate, price = self._lane.route.estimate, self._lane.route.price
+        if estimate is None or self._bytes_in <= self._foreseen:
+            return self._estimate
+        unforeseen = estimate.of_bytes(self._bytes_in) - estimate.of_bytes(self._foreseen)
+        return min(self._estimate + unforeseen, price.cap)
 
     def _finish(
         self, outcome: Outcome, *, charged: bool = True, then: Callable[[], None] | None = None

@@ -15,14 +15,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import ClassVar, Final
 
 import orjson
 
-from gateway.counts import COUNT_MAX, UNREADABLE, Way, first_count, first_text
+from gateway.counts import COUNT_MAX, UNREADABLE, Way, first_count, first_text, scanned
 from gateway.decoding import Decoding, DecodingError, codings_of
 from gateway.event_stream import EventStream, Names
-from gateway.json_pointer import JsonValue, Pointer, look_up, position
+from gateway.json_pointer import Pointer, look_up, position
 from gateway.json_scan import JsonScan
 from gateway.pointer_tree import PointerTree
 
@@ -83,6 +84,8 @@ class MeterPlan:
     __slots__ = (
         "_headers",
         "_shapes",
+        "event_tree",
+        "event_wanted",
         "events",
         "field",
         "json",
@@ -110,6 +113,8 @@ class MeterPlan:
         self.tree = PointerTree(in_json)
         self.wanted = _places(in_json)
         in_events = [pointer for meter in meters for pointer in meter.event]
+        self.event_tree = PointerTree(dict.fromkeys((*in_events, *field)))
+        self.event_wanted = _places(dict.fromkeys((*in_events, *field)))
         self.names_left = _names_of(in_events)
         """What makes an event interesting once the field is found."""
         self.names = _names_of([*in_events, *field])
@@ -262,11 +267,12 @@ class _JsonReading(_BodyReading):
             self._scan.end()
             self._report(dict(zip(self._plan.wanted, self._scan.values, strict=True)).__getitem__)
             return
+        body = b"".join(self._pieces)
         try:
-            document = orjson.loads(b"".join(self._pieces).removeprefix(_BOM))
+            document = orjson.loads(body.removeprefix(_BOM))
         except orjson.JSONDecodeError:
-            if self._pieces:
-                self.unreadable = frozenset(self.missing)
+            if body:
+                self._report(scanned(body, self._plan.tree, self._plan.wanted))
             return
         self._report(lambda names: look_up(document, names))
 
@@ -311,25 +317,29 @@ class _StreamReading(_BodyReading):
         if self._is_over or self._decoding is not None:
             super().feed(data)
             return
-        for text in self._stream.feed(data if type(data) is bytes else bytes(data), self._names):
-            self._read(text)
+        self._take(data if type(data) is bytes else bytes(data))
 
     def _take(self, data: bytes) -> None:
         for text in self._stream.feed(data, self._names):
             self._read(text)
+        if self._stream.has_passed_over:  # nobody knows what it said
+            self._stream.has_passed_over = False
+            self.unreadable |= {unit for unit, _, _ in self._plan.events} - dict(self._in_header).keys()
 
     def _finish(self) -> None:
         for text in self._stream.end(self._names):
             self._read(text)
 
     def _read(self, text: bytes) -> None:
+        look: Callable[[Way], object]
         try:
             document = orjson.loads(text)
         except orjson.JSONDecodeError:
-            return  # "[DONE]", or half an event
-
-        def look(names: Way) -> JsonValue:
-            return look_up(document, names)
+            if not text.lstrip().startswith(b"{"):
+                return  # "[DONE]"
+            look = scanned(text, self._plan.event_tree, self._plan.event_wanted)
+        else:
+            look = partial(look_up, document)
 
         counts = self.counts
         for unit, each, places in self._plan.events:

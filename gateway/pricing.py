@@ -107,8 +107,8 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What to hold: a fixed part, a part for each KiB that Content-Length announces, and a part for the units that a field of
-    the request's JSON body asks for (say `max_tokens`), at the unit's rate. `missing` units where it says nothing."""
+    """What to hold: a fixed part, a part for each KiB of the body that is announced or there, and a part for the units that a
+    field of the request's JSON body asks for (say `max_tokens`), at the unit's rate. `missing` units where it says nothing."""
 
     base: Microcredits = Microcredits(0)
     per_kib: Microcredits = Microcredits(0)
@@ -118,10 +118,13 @@ class Estimate:
 
     def amount(self, length: int, wanted: int | None, rates: Rates, cap: int) -> Microcredits:
         """Microcredits to hold for a body of `length` bytes (0 if that is not known) that asks for `wanted` units."""
-        total = self.base + _round_up(length * self.per_kib, 1024)
+        total = self.base + self.of_bytes(length)
         if self.json:
             total += rates[self.unit].cost(self.missing if wanted is None else wanted)
         return Microcredits(min(total, cap))
+
+    def of_bytes(self, length: int) -> int:
+        return _round_up(length * self.per_kib, 1024)
 
 
 def _round_up(amount: int, unit: int) -> int:

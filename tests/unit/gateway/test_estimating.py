@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from gateway.contract.money import Microcredits
+from gateway.json_pointer import Pointer, parse_pointer
 from gateway.pricing import Estimate
 from tests.unit.gateway.metered import (
     AHEAD,
@@ -36,7 +37,8 @@ from tests.unit.gateway.world import AUTHORIZATION, HOST, ROUTE, World, get, pos
     [
         ({"max_tokens": 7}, 107), ({"max_tokens": 7, "model": "large"}, 170), ({}, 150), ({"model": "large"}, 600),
         ({"max_tokens": None}, 150), ({"max_tokens": 0}, 100), ({"max_tokens": 12.0}, 112),
-        ({"max_completion_tokens": 3, "max_tokens": 7}, 103), ({"max_completion_tokens": None, "max_tokens": 7}, 107),
+        ({"max_completion_tokens": 3, "max_tokens": 7}, 107), ({"max_completion_tokens": 9, "max_tokens": 7}, 109),
+        ({"max_completion_tokens": [], "max_tokens": 7}, 107), ({"max_completion_tokens": None, "max_tokens": 7}, 107),
         ({"max_tokens": 7, "nested": {"max_tokens": 9, "model": "large"}}, 107), ({"model": 3}, 350), ({"model": True}, 400),
     ],
 )  # fmt: skip
@@ -95,6 +97,28 @@ def test_a_hold_by_the_length_is_that_of_content_length_and_waits_for_no_body() 
         assert held(world) == 100, "nobody has said how long it will be"
         asks(world, get())
         assert held(world) == 100
+
+
+@pytest.mark.parametrize(
+    "asks_for", [(), (parse_pointer("/max_tokens"),)], ids=["by length alone", "read ahead"]
+)
+@pytest.mark.parametrize("size", [50_000, 3 * AHEAD, 0])
+def test_a_body_in_chunks_is_charged_like_one_of_known_length_where_nobody_says_what_was_used(
+    size: int, asks_for: tuple[Pointer, ...]
+) -> None:
+    estimate = Estimate(Microcredits(1_000), Microcredits(800), asks_for, "tokens", 10)
+    costs = []
+    for is_chunked in (False, True):
+        with metered_world(replace(METERED, estimate=estimate, read_ahead_bytes=AHEAD)) as world:
+            body = orjson.dumps({"max_tokens": 5, "text": "x" * size})
+            framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            asks(world, post_chunked(framed) if is_chunked else post(body))
+            world.upstream.lines[-1].say(json_answer({}))
+            world.settle_down()
+            done = settled(world)
+            assert done.is_estimated
+            costs.append(done.cost)
+    assert costs[0] == costs[1] >= 1_000 + 800 * size // 1024
 
 
 # -- what has no rate

@@ -55,6 +55,49 @@ def test_a_body_that_cannot_be_read_may_have_said_everything_but_what_the_header
     assert (reading.counts, reading.unreadable) == ({"units": 3}, frozenset({"output_tokens"}))
 
 
+CUT = b'{"text": "ok \\ud83d", "usage": {"completion_tokens": 7}}'
+"""A text that was cut within a character, as JavaScript and Python write it, and as JSON allows it."""
+
+
+def test_a_text_that_was_cut_within_a_character_hides_nothing() -> None:
+    event = b"data: " + CUT + b"\n\n"
+    for fields, body in ((JSON, CUT), (JSON, CUT[:-1] + b" " * WHOLE_LENGTH_MAX + b"}"), (EVENTS, event)):
+        reading = read(MeterPlan([OUTPUT]), fields, [body])
+        assert (reading.counts, reading.unreadable) == ({"output_tokens": 7}, frozenset())
+    each = Meter("n", event=at("/usage/completion_tokens"), each=True)
+    assert read(MeterPlan([each]), EVENTS, [event * 3]).counts == {"n": 21}
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"n": 1000, "logprob": -Infinity}', b'{"n": 1000', b'{"n": 1000, "image": "' + b"x" * 2**20 + b'"}',
+        b'{"n": 1000, "text": "\t"}',
+    ],
+    ids=["no JSON", "half", "long", "a raw tab"],
+)  # fmt: skip
+def test_an_event_that_cannot_be_read_may_have_said_anything(bad: bytes, each: bool) -> None:
+    plan = MeterPlan(
+        [Meter("units", event=at("/n"), each=each), Meter("calls", header=b"x-calls", event=at("/c"))]
+    )
+    good, calls = b'data: {"n": 5}\n\n', b"X-Calls: 2\r\n"
+    for split in (1, 1_000, 2**21):
+        body = good + b"data: " + bad + b"\n\n"
+        reading = read(plan, calls + EVENTS, [body[i : i + split] for i in range(0, len(body), split)])
+        assert (reading.counts, reading.unreadable) == ({"units": 5, "calls": 2}, frozenset({"units"}))
+    body = good + b"data: " + bad + b"\n\n"
+    reading = read(plan, calls + EVENTS, [body, good])
+    assert reading.unreadable == (frozenset({"units"}) if each else frozenset()), "the last word counts"
+
+
+@pytest.mark.parametrize("text", [b"[DONE]", b"", b" ", b"ping"])
+def test_what_is_no_document_at_all_says_nothing(text: bytes) -> None:
+    plan = MeterPlan([Meter("units", event=at("", "/n"))])
+    reading = read(plan, EVENTS, [b'data: {"n": 5}\n\ndata: ' + text + b"\n\n"])
+    assert (reading.counts, reading.unreadable) == ({"units": 5}, frozenset())
+
+
 @pytest.mark.parametrize(("value", "unreadable"), [(b"many", True), (b"1, 1", True), (b"", False)])
 def test_a_header_field_that_is_no_count_is_unreadable_unless_the_body_says_it(
     value: bytes, unreadable: bool
