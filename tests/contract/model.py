@@ -165,6 +165,7 @@ class Model:
                 answers.append(-1)
             else:
                 answers.append(1)
+                self._look_for_losses(placed.records[2])
                 del self.holds[settlement.hold]
                 self.rows.append(Row(placed.records, placed.windows, settlement.cost, settlement.event))
                 if placed.amount or settlement.cost:
@@ -239,6 +240,11 @@ class Model:
             share = Fraction(100 * self.spent(name, record.window_ms), limit - record.lost)
             record.told = min(record.told, int(share))
         return 1
+
+    def _look_for_losses(self, name: str) -> None:
+        record = self.records[name]
+        if self.current_window(name)[0] == record.window_ms:
+            self._lose(name, self.lost(name))
 
     def _lose(self, name: str, lost: int) -> None:
         """Whoever finds a loss in the record's window says with it that this window is the current one."""

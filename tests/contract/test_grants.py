@@ -360,3 +360,26 @@ def test_a_line_is_no_other_than_purses_that_are_emptied_soonest_expiring_first(
 
     same()
     assert losses > 50
+
+
+def test_a_request_that_comes_to_more_than_was_held_takes_nothing_of_a_grant_that_has_expired(
+    prepaid: Prepaid,
+) -> None:
+    prepaid.grant(20, FIRST_MS)
+    prepaid.grant(100)
+    hold = prepaid.hold(10)
+    prepaid.desk.set_time(FIRST_MS)
+    assert prepaid.desk.settle(BUILDER, hold, 30) == 1
+    assert (prepaid.lost, prepaid.spent) == (10, 30)
+    assert prepaid.desk.admit(BUILDER, 81) == ["budget", "organization", 110, 30, 0, 0]
+    assert isinstance(prepaid.desk.admit(BUILDER, 80, request="fits"), str)
+
+
+def test_a_settlement_finds_no_loss_in_a_window_that_is_over(prepaid: Prepaid) -> None:
+    """The grants that the record speaks of by then are those of the new window."""
+    prepaid.grant(20, FIRST_MS)
+    hold = prepaid.hold(10)
+    prepaid.desk.set_time(SECOND_MS)
+    prepaid.publish(50, (Grant(SECOND_MS, Microcredits(50)),), since_ms=SECOND_MS)
+    assert prepaid.desk.settle(BUILDER, hold, 10) == 1
+    assert prepaid.lost == 0

@@ -28,7 +28,7 @@ def _load(name: str, *parts: str) -> Script:
 
 
 ADMIT: Final = _load("admit", "window", "grants")
-SETTLE: Final = _load("settle")
+SETTLE: Final = _load("settle", "window", "grants")
 EXTEND: Final = _load("extend", "window", "grants")
 PUBLISH: Final = _load("publish", "window")
 ADOPT: Final = _load("adopt")

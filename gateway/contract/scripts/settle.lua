@@ -13,6 +13,8 @@
 -- starts with nothing held and nothing in flight, so both stop at 0: below it, a limit would give more than it has. Scripts do
 -- not roll back, so whatever can fail is read first; and the first write is one that frees memory, after which a full Redis
 -- refuses none of the others.
+-- What expired grants lose is looked for first, as `admit` does: a request that comes to more than was held for it takes nothing of
+-- a grant whose time has passed.
 -- A threshold is crossed by the settlement that takes `spent` over it, and `alerted` keeps that it was told of: one event a
 -- threshold, entity and window. `alert_at` is where the next one lies, so that only a crossing has to look at the rules; '0'
 -- says that it is to be worked out, after a roll or a change of rules.
@@ -27,13 +29,34 @@ local now = clock[1] * 1000 + clock[2] / 1000
 redis.call('XLEN', KEYS[2])
 
 local PARTS = '^[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(%d+)|%d+|(%d+)|(%d+)|(%d+)$'
-local WINDOW, SPENT, HELD, IN_FLIGHT, ALERT_AT = 1, 2, 3, 4, 5
+local WINDOW, SPENT, HELD, IN_FLIGHT, ALERT_AT, GRANTS, LOST = 1, 2, 3, 4, 5, 6, 7
 local records, read, whole = {}, {}, '%d'
+
+-- Whether grants are of the record's window: they are of the present one.
+local function is_current(record)
+  local rule = redis.call('HMGET', record.name, 'limit', 'window_end', 'period', 'billing_day', 'since')
+  if not tonumber(rule[1]) then return false end
+  if now < tonumber(rule[2] or 0) then return true end
+  return window_at(rule[3], now, tonumber(rule[4] or 1), tonumber(rule[5] or 0)) <= tonumber(record[WINDOW])
+end
+
+local function look_for_losses(record)
+  local lost = lost_by(record[GRANTS], now, record[SPENT] + record[HELD], record[LOST])
+  if lost == record[LOST] then return end
+  if record.is_current == nil then record.is_current = is_current(record) end
+  if record.is_current then
+    record[LOST], record.loses, record[ALERT_AT] = lost, true, '0'
+  end
+end
 
 local function record_of(level, name)
   local record = records[name]
   if record ~= nil then return record end
-  record = redis.pcall('HMGET', name, 'window', 'spent', 'held', 'in_flight', 'alert_at')
+  if level == 'organization' then
+    record = redis.pcall('HMGET', name, 'window', 'spent', 'held', 'in_flight', 'alert_at', 'grants', 'lost')
+  else
+    record = redis.pcall('HMGET', name, 'window', 'spent', 'held', 'in_flight', 'alert_at')
+  end
   if record.err or not record[WINDOW] then
     records[name] = false
     return false
@@ -41,6 +64,8 @@ local function record_of(level, name)
   record.level, record.name = level, name
   record[SPENT], record[HELD] = tonumber(record[SPENT]) or 0, tonumber(record[HELD]) or 0
   record[IN_FLIGHT] = level ~= 'organization' and (tonumber(record[IN_FLIGHT]) or 0)
+  if record[GRANTS] == '' then record[GRANTS] = false end
+  if record[GRANTS] then record[LOST] = tonumber(record[LOST]) or 0 end
   records[name] = record
   read[#read + 1] = record
   return record
@@ -48,6 +73,7 @@ end
 
 local function book(record, window, amount, cost)
   if not record then return end
+  if record[GRANTS] then look_for_losses(record) end
   if record[IN_FLIGHT] then
     record[IN_FLIGHT], record.is_written = math.max(record[IN_FLIGHT] - 1, 0), true
   end
@@ -94,7 +120,7 @@ local function look_closer(record)
   local limit, alerted = tonumber(rule[1]), tonumber(rule[4]) or 0
   record[ALERT_AT], record.alerted = '', whole:format(alerted)
   if not limit or not rule[3] then return end
-  limit = math.max(limit - (tonumber(rule[2]) or 0), 0)
+  limit = math.max(limit - (tonumber(record.loses and record[LOST] or rule[2]) or 0), 0)
   local id = record.name:match('([^:]+)$')
   local organization = record.level == 'organization' and id or id:match('^%a%a_(......)') or id:sub(1, 6)
   for percent in rule[3]:gmatch('%d+') do
@@ -120,6 +146,7 @@ end
 
 redis.call('ZREM', KEYS[1], unpack(found))
 for _, record in ipairs(read) do
+  if record.loses then redis.call('HSET', record.name, 'lost', whole:format(record[LOST]), 'alert_at', '0') end
   if record.is_written then
     if record[IN_FLIGHT] then
       redis.call('HSET', record.name, 'spent', whole:format(record[SPENT]), 'held', whole:format(record[HELD]),
