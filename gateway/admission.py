@@ -216,14 +216,17 @@ class Admission:
 
     def _ask_again(self) -> None:
         """Redis found that nobody waits for the answer any more. If somebody does, our idea of its clock was wrong, or this
-        process stood still: ask once more, with a new one."""
+        process stood still: ask once more, when Redis has said what time it is."""
         self._proxy.metrics.events["admission_late"] += 1
         if self._looked_again:
             self._refuse(NOT_READY)
             return
         self._looked_again = True
-        self._proxy.ledger.refresh_wanted_until()
-        self._admit()
+        self._proxy.ledger.ask_clock(self._on_clock)
+
+    def _on_clock(self) -> None:
+        if not self._is_over:
+            self._admit()
 
     def _look_again(self) -> None:
         """The record has another digest, or none since Redis was rebuilt: the cold path decides, once."""

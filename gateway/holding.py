@@ -25,7 +25,7 @@ from gateway.metering import AnswerReading
 from gateway.pricing import Rates
 from gateway.recording import access_line, amount_of, grown, usage_event
 from gateway.redis_pipe import PipeLost, Reply
-from gateway.refusals import Reason, Refusal, cut_for_budget, cut_for_cap
+from gateway.refusals import Reason, Refusal, cut_for_budget, cut_for_cap, read_admission
 
 if TYPE_CHECKING:
     from gateway.http1.client import ClientConnection
@@ -150,7 +150,8 @@ class Holding(Estimating):
         else:
             self._cover()
             if total > price.cap:
-                self._cut(cut_for_cap(self._lane.route.name, price.cap))
+                refusal = cut_for_cap(self._lane.route.name, price.cap)
+                self._cut(replace(refusal, status=self._lane.route.quota_status))
         if self._outgrown_at and now - self._outgrown_at > UNCOVERED_MAX_S:
             self.cut("The answer costs more than could be held for it.")
 
@@ -206,8 +207,11 @@ class Holding(Estimating):
         events = self._proxy.metrics.events
         if reply[0] != b"budget":
             events["cut_at_extension"] += 1
-            words = _EXPIRED if reply[0] == b"gone" else _NOT_IN_FORCE
-            self.cut(words)
+            refusal = read_admission(reply, self._entities(), self._held, self._lane.route.quota_status)
+            if refusal is not None:  # key or account is off by now: a new request would be told the same
+                self._cut(refusal)
+            else:
+                self.cut(_EXPIRED if reply[0] == b"gone" else _NOT_IN_FORCE)
             return
         needed = max(min(self._total(now), self._lane.route.price.cap) - self._held, 1)
         if needed < self._asked_for:  # no room for a step: for what it takes, perhaps

@@ -279,7 +279,7 @@ class Ledger:
         self.refresh_wanted_until()
         if now >= self._clock_due:
             self._clock_due = now + _CLOCK_ASKED_EVERY_S
-            self._ask_clock()
+            self.ask_clock()
         if not self.is_ready and self._pipe.is_connected and not self._meta_asked and now >= self._next_poll:
             self._next_poll = now + _META_POLL_S
             self._ask_meta()
@@ -298,9 +298,23 @@ class Ledger:
         if not self._pipe.send((encode_command("HGET", layout.META, "epoch"),), on_reply):
             on_answer(False)
 
+    def ask_clock(self, on_answer: Callable[[], None] | None = None) -> None:
+        """How far Redis's clock is ahead of ours. Ours is monotonic, so the answer drifts only as Redis's is set. `on_answer`
+        is called in any case, also if there is none."""
+
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, list):
+                self._clock_ahead_s = int(reply[0]) + int(reply[1]) / 1_000_000 - self._loop.time()
+                self.refresh_wanted_until()
+            if on_answer is not None:
+                on_answer()
+
+        if not self._pipe.send((encode_command("TIME"),), on_reply) and on_answer is not None:
+            on_answer()
+
     def _on_connected(self) -> None:
         self._load_scripts()
-        self._ask_clock()
+        self.ask_clock()
         self._next_poll = 0.0
         self._ask_meta()
 
@@ -322,16 +336,6 @@ class Ledger:
 
         for script in scripts.ALL:
             self._pipe.send((encode_command("SCRIPT", "LOAD", script.text),), on_reply)
-
-    def _ask_clock(self) -> None:
-        """How far Redis's clock is ahead of ours. Ours is monotonic, so the answer drifts only as Redis's is set."""
-
-        def on_reply(reply: Reply) -> None:
-            if isinstance(reply, list):
-                self._clock_ahead_s = int(reply[0]) + int(reply[1]) / 1_000_000 - self._loop.time()
-                self.refresh_wanted_until()
-
-        self._pipe.send((encode_command("TIME"),), on_reply)
 
     def _ask_meta(self) -> None:
         self._meta_asked = True

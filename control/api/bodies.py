@@ -51,13 +51,11 @@ _READ_ONLY: Final = frozenset(
 )
 
 
-def _credits(value: object) -> object:
+def _credits(value: object, or_else: str = ", or null for no limit") -> object:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(
-            'must be a string of credits such as "12.50", or null for no limit; JSON numbers lose digits'
-        )
+        raise ValueError(f'must be a string of credits such as "12.50"{or_else}; JSON numbers lose digits')
     return parse_credits(value)
 
 
@@ -87,7 +85,7 @@ def _thresholds(values: list[int]) -> tuple[int, ...]:
 def _amount(value: object) -> object:
     if value is None:
         raise ValueError('must be a string of credits such as "12.50"')
-    amount = _credits(value)
+    amount = _credits(value, or_else="")
     if amount == 0:
         raise ValueError("must be more than 0 credits")
     return amount
@@ -281,7 +279,7 @@ def _explained(model: type[BaseModel], detail: ErrorDetails) -> tuple[str, Field
         return "invalid_field", FieldError(field, _reason(detail))
     if issubclass(model, _Patch) and field in _READ_ONLY:
         return "immutable_field", FieldError(field, _why_immutable(field))
-    accepted = list(model.model_fields)
+    accepted = [known.alias or name for name, known in model.model_fields.items()]
     near = get_close_matches(field, accepted, 1)
     return "unknown_field", FieldError(field, f"is not known here; accepted: {', '.join(accepted)}", *near)
 

@@ -111,10 +111,15 @@ def send_test(
         typer.Option("--destination", help="Only this one (ad_…), enabled or not.", show_default=False),
     ] = None,
 ) -> Answer:
-    """Send a test to every enabled destination, and show what each did with it."""
+    """Send a test to every enabled destination, and show what each did with it. Exits with 1 if one did not take it."""
     path = path_of("organizations", organization, "alerts", "test")
     body = control.request("POST", path, query={"destination": destination})
-    return Answer(body, lambda answered: table(answered["data"], _TEST_COLUMNS))
+    are_all_taken = all(row["delivered"] for row in body["data"])
+    return Answer(
+        body,
+        lambda answered: table(answered["data"], _TEST_COLUMNS),
+        ExitCode.OK if are_all_taken else ExitCode.REFUSED,
+    )
 
 
 def _path(organization: str, *more: str) -> str:

@@ -41,7 +41,12 @@ KeyArgument = Annotated[
 ]
 ExpiresOption = Annotated[
     str | None,
-    typer.Option("--expires-at", metavar="TIME", help="When it stops working, such as 2031-01-31T12:00:00Z."),
+    typer.Option(
+        "--expires-at",
+        "--expires",
+        metavar="TIME",
+        help="When it stops working, such as 2031-01-31T12:00:00Z.",
+    ),
 ]
 
 _COLUMNS = (

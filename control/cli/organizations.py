@@ -147,7 +147,10 @@ def grant_credits(
     expires: Annotated[
         str | None,
         typer.Option(
-            "--expires", metavar="TIME", help="When the rest is lost, such as 2031-01-31T12:00:00Z."
+            "--expires",
+            "--expires-at",
+            metavar="TIME",
+            help="When the rest is lost, such as 2031-01-31T12:00:00Z.",
         ),
     ] = None,
     note: Annotated[str | None, typer.Option("--note", help="What it is for: an invoice, say.")] = None,

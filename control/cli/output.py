@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from control.cli.failures import ExitCode
+
 _PIPE_WIDTH = 240
 """Columns of a table that goes to a pipe or file: wide enough that no identifier is cut."""
 
@@ -42,10 +44,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command found out: the API's JSON, and how people see it (`show` prints to standard output)."""
+    """What a command found out: the API's JSON, how people see it (`show` prints to standard output), and its exit status."""
 
     body: Mapping[str, Any]
     show: Callable[[Mapping[str, Any]], None]
+    code: ExitCode = ExitCode.OK
 
 
 def plain(value: object) -> str:

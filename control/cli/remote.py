@@ -68,6 +68,8 @@ def remote(command: Callable[Concatenate[ControlPlane, P], Answer]) -> Callable[
             print_json(answer.body)
         else:
             answer.show(answer.body)
+        if answer.code:
+            raise typer.Exit(answer.code)
 
     # typer reads the options from the signature: the command's own without `control`, then the added ones.
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]

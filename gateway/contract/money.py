@@ -29,7 +29,8 @@ def parse_credits(text: str) -> Microcredits:
     match = _CREDITS.fullmatch(text)
     if match is None:
         raise MoneyError(
-            f'{text[:40]!r} is not an amount of credits: write digits with at most 6 decimals, as in "12.50"'
+            f'{text[:40]!r} is not an amount of credits: write digits with at most 6 decimals, as in "12.50", and at most '
+            "1000000000"
         )
     whole, decimals = match[1], match[2] or ""
     amount = int(whole) * MICROCREDITS_PER_CREDIT + int(decimals.ljust(6, "0"))

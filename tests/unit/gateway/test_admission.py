@@ -289,3 +289,20 @@ def test_refusals_of_a_known_key_are_counted_for_the_ledger_and_those_of_strange
             "invalid_token",
             3,
         )
+
+
+@pytest.mark.parametrize("ahead_ms", [2_500, 86_400_000, -86_400_000])
+def test_a_clock_of_redis_that_steps_refuses_nobody(ahead_ms: int) -> None:
+    """Set by NTP, or a machine that slept: whoever finds out asks what time it is, and asks again."""
+    with World() as world:
+        before = world.redis.now_ms
+        world.redis.now_ms = lambda: before() + ahead_ms
+        for _ in range(5):
+            client = world.client()
+            client.say(get())
+            world.settle_down()
+            assert client.sent.startswith(b"HTTP/1.1 200 ")
+            client.lose()
+            world.advance(0.1)
+        assert world.proxy.metrics.events["admission_late"] == (1 if ahead_ms > 0 else 0)
+        world.check_books()

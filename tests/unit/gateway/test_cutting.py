@@ -149,7 +149,7 @@ def test_a_stream_is_told_of_a_key_that_is_off_and_of_a_gateway_that_stops() -> 
         client, _ = streaming(world, chunk(event(1)))
         key_is_off(world)
         world.advance(2.5)
-        assert b"no longer in force" in events_in(answers_to(client)[0].body)[-1]
+        assert b'"code":"key_disabled"' in events_in(answers_to(client)[0].body)[-1]
         world.check_books()
     with metered_world() as world:
         client, _ = streaming(world, chunk(event(1)))

@@ -113,7 +113,7 @@ def test_a_websocket_whose_key_is_off_is_closed_with_1008_and_one_that_meets_a_s
         client, _ = tunnel(world)
         key_is_off(world)
         world.advance(4.0)
-        check_closed(tunnelled(client), POLICY_VIOLATION, b"no longer in force")
+        check_closed(tunnelled(client), POLICY_VIOLATION, b"The key is disabled")
         world.check_books()
     with metered_world() as world:
         client, _ = tunnel(world)

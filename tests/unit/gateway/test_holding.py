@@ -203,25 +203,29 @@ def test_without_a_connection_to_redis_the_request_runs_on() -> None:
 
 # -- no longer in force
 
-REFUSALS = {
-    "the key is off": [b"status", b"key", b"disabled"],
-    "the account is off": [b"status", b"account", b"inactive"],
-    "the key has expired": [b"expired", 1],
-    "the key is gone": [b"missing", b"key"],
+REFUSALS: dict[str, tuple[list[Any], int, bytes]] = {
+    "the key is off": ([b"status", b"key", b"disabled"], 401, b"key_disabled"),
+    "the account is off": ([b"status", b"account", b"inactive"], 401, b"account_inactive"),
+    "the key has expired": ([b"expired", 1], 401, b"key_expired"),
+    "the key is gone": ([b"missing", b"key"], 503, b"no longer in force"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_a_request_whose_key_or_account_is_off_is_cut_before_its_answer(what: str) -> None:
+def test_a_request_whose_key_or_account_is_off_is_told_before_its_answer_what_a_new_one_would_be(
+    what: str,
+) -> None:
+    reply, status, words = REFUSALS[what]
     with patient_world() as world:
         client = asks(world)
-        answering("extend", lambda _, __: REFUSALS[what], world)
+        answering("extend", lambda _, __: reply, world)
         world.advance(TTL_S / 2 + 0.3)
-        assert client.sent.startswith(b"HTTP/1.1 503 ")
-        assert b"no longer in force" in client.sent
+        assert client.sent.startswith(b"HTTP/1.1 %d " % status)
+        assert words in client.sent
+        assert (b"Retry-After" in client.sent) == (status == 503)
         assert world.upstream.lines[0].is_lost
         (event,) = events(world)
-        assert (event.outcome, event.status, event.cost) == ("cut", 503, 700)
+        assert (event.outcome, event.status, event.cost) == ("cut", status, 700)
         assert world.proxy.metrics.events["cut_at_extension"] == 1
         world.check_books()
 
@@ -230,7 +234,7 @@ def test_a_request_that_is_cut_within_its_answer_looks_broken_and_costs_what_was
     with patient_world() as world:
         client = asks(world)
         world.upstream.lines[0].say(BEGUN)
-        answering("extend", lambda _, __: REFUSALS["the key is off"], world)
+        answering("extend", lambda _, __: REFUSALS["the key is off"][0], world)
         world.advance(TTL_S / 2 + 0.3)
         assert client.sent.endswith(b"abc")
         assert [client.is_lost, world.upstream.lines[0].is_lost] == [True, True]
@@ -258,7 +262,7 @@ def test_a_no_that_comes_after_the_end_changes_nothing() -> None:
         leave_an_extension_unanswered(world)
         world.upstream.lines[0].say(ANSWER)
         world.turn(3)
-        answering("extend", lambda _, __: REFUSALS["the key is off"], world)
+        answering("extend", lambda _, __: REFUSALS["the key is off"][0], world)
         world.is_prompt = True
         world.settle_down()
         assert client.sent.endswith(b"hello")
@@ -287,7 +291,7 @@ def test_a_tunnel_is_cut_within_five_seconds_of_its_keys_end(moment_s: float) ->
     with patient_world() as world:
         client = upgraded(world)
         world.advance(moment_s)
-        answering("extend", lambda _, __: REFUSALS["the key is off"], world)
+        answering("extend", lambda _, __: REFUSALS["the key is off"][0], world)
         world.advance(4.9)
         assert client.is_lost
         assert world.upstream.lines[0].is_lost
