@@ -18,12 +18,17 @@ _MONEY: Final = frozenset({"cost", "held"})
 
 
 async def report(request: web.Request) -> web.Response:
-    """Sums by the hour, so `from` is rounded down and `to` up to a whole one; the answer says what it covers."""
+    """Sums by the hour, so `from` is rounded down and `to` up to a whole one; the answer says what it covers. By reason: why
+    requests were refused, by the minute."""
     deps = services(request)
     query = read_query(request, UsageQuery)
     start, end = query.span(datetime.now(UTC))
     async with deps.reading() as conn:
         tag = (await organizations.get(conn, request.match_info["org"])).tag
+        if query.group_by == "reason":
+            found = await usage.refusals(conn, tag, start, end, query.limit, query.cursor)
+            covered = {"from": shapes.instant(start), "to": shapes.instant(end)}
+            return shapes.answer({"data": found.rows, "next": found.next, **covered})
         found = await usage.report(conn, tag, query.group_by, start, end, query.limit, query.cursor)
     covered = {"from": shapes.instant(usage.hour_floor(start)), "to": shapes.instant(usage.hour_ceiling(end))}
     return shapes.answer({"data": [_row(row) for row in found.rows], "next": found.next, **covered})

@@ -1,4 +1,4 @@
-"""`tollkeeper usage`: what was spent, by account, key, route, hour or day; `tollkeeper ledger`: the rows it adds up from."""
+"""`tollkeeper usage`: what was spent, by account, key, route, hour or day, or why it was not; `tollkeeper ledger`: the rows."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -42,6 +42,7 @@ class Group(StrEnum):
     ROUTE = "route"
     HOUR = "hour"
     DAY = "day"
+    REASON = "reason"
 
 
 # What tells the group of a row, beside the group itself.
@@ -51,7 +52,20 @@ _NAMES = {
 }
 
 
+_REASON_COLUMNS = (
+    Column("reason", "reason"),
+    Column("whose limit", "level"),
+    Column("key", "key"),
+    Column("name", "name"),
+    Column("account", "account_name"),
+    Column("refused", "refused", right=True),
+    Column("observed", "observed", right=True),
+)
+
+
 def _columns(group: Group) -> tuple[Column, ...]:
+    if group == Group.REASON:
+        return _REASON_COLUMNS
     figures = (Column(figure.replace("_", " "), figure, right=True) for figure in _FIGURES)
     return (Column(str(group), str(group)), *_NAMES.get(group, ()), *figures)
 
@@ -65,7 +79,8 @@ def usage(
     until: UntilOption = None,
     rows: RowsOption = 1000,
 ) -> Answer:
-    """Show requests, refusals and credits of an organization, complete up to about a second ago."""
+    """Show requests, refusals and credits of an organization, complete up to about a second ago; by reason, why requests were
+    refused."""
     query: dict[str, str | int | None] = {"group_by": str(group_by), "from": since, "to": until}
     return Answer(
         control.rows(path_of("organizations", organization, "usage"), rows, **query),

@@ -19,8 +19,9 @@ from control.database import Connection
 from control.domain.refusals import Invalid
 from gateway.contract.ids import Level, OrganizationTag
 
-GroupBy = Literal["account", "key", "route", "hour", "day"]
-GROUPS: Final[tuple[GroupBy, ...]] = get_args(GroupBy)
+Summed = Literal["account", "key", "route", "hour", "day"]
+GroupBy = Literal[Summed, "reason"]
+GROUPS: Final[tuple[Summed, ...]] = get_args(Summed)
 
 _CURSOR_LENGTH_MAX: Final = 400
 
@@ -35,14 +36,14 @@ class UsageRows:
 
 # What a row is grouped by: the expression, and what it is called in the answer. Names come from the tables of 0001; a row
 # of the ledger whose account or key is not there keeps its id.
-_GROUP: Final[dict[GroupBy, str]] = {
+_GROUP: Final[dict[Summed, str]] = {
     "account": "account",
     "key": "key",
     "route": "route",
     "hour": "to_char(hour AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:00:00\"Z\"')",
     "day": "to_char(hour AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
 }
-_NAMES: Final[dict[GroupBy, tuple[str, str]]] = {
+_NAMES: Final[dict[Summed, tuple[str, str]]] = {
     "account": (", a.name, a.display_name, a.kind", "LEFT JOIN accounts a ON a.id = s.grouped"),
     "key": (
         ", k.name, k.hint, k.account, a.name AS account_name",
@@ -72,7 +73,7 @@ SELECT s.grouped AS "{name}"{names}, s.requests, s.refused, s.observed, s.cost, 
 async def report(
     conn: Connection,
     organization: OrganizationTag,
-    group_by: GroupBy,
+    group_by: Summed,
     start: datetime,
     end: datetime,
     limit: int,
@@ -82,8 +83,8 @@ async def report(
 
     The sums are by the hour, so `start` is rounded down and `end` up to a whole hour. Each row has the group under its
     own name (`account`, `key`, `route`, `hour`, `day`), names where they are known, and `requests`, `refused`,
-    `observed` (let through where a limit only observes, though it was reached), `cost` (microcredits),
-    `bytes_in`, `bytes_out`. Raises Invalid for a cursor that no report answered with.
+    `observed` (let through where a limit only observes, though it was reached: once for each level and reason), `cost`
+    (microcredits), `bytes_in`, `bytes_out`. Raises Invalid for a cursor that no report answered with.
     """
     names, join = _NAMES[group_by]
     statement = _REPORT.format(group=_GROUP[group_by], name=group_by, names=names, join=join)
@@ -91,6 +92,45 @@ async def report(
     found = await conn.fetch(statement, organization, hour_floor(start), hour_ceiling(end), after, limit + 1)
     rows = [dict(row) for row in found]
     return _page(rows, limit, lambda row: [row[group_by]])
+
+
+async def refusals(
+    conn: Connection,
+    organization: OrganizationTag,
+    start: datetime,
+    end: datetime,
+    limit: int,
+    cursor: str | None = None,
+) -> UsageRows:
+    """Why requests of one organization were refused in [start, end), by reason, level and key, in this order.
+
+    Counted by the minute, so `start` is rounded down to a whole one. `level` is whose limit it was (None: nobody's); `refused`
+    and `observed` as in a report. Raises Invalid for a cursor that no report answered with.
+    """
+    after = [None] * 3 if cursor is None else _read_cursor(cursor, 3)
+    found = await conn.fetch(_REFUSALS, organization, start, end, *after, limit + 1)
+    rows = [dict(row) for row in found]
+    page = _page(rows, limit, lambda row: [row["reason"], row["level"], row["key"]])
+    for row in page.rows:
+        row["level"] = row["level"] or None
+    return page
+
+
+_REFUSALS: Final = """
+WITH sums AS (
+    SELECT reason COLLATE "C" AS reason, level COLLATE "C" AS level, key COLLATE "C" AS key,
+           coalesce(sum(count) FILTER (WHERE NOT observed), 0)::bigint AS refused,
+           coalesce(sum(count) FILTER (WHERE observed), 0)::bigint AS observed
+      FROM refusals
+     WHERE organization = $1 AND minute >= date_trunc('minute', $2::timestamptz) AND minute < $3
+     GROUP BY 1, 2, 3
+)
+SELECT s.reason, s.level, s.key, k.name, k.account, a.name AS account_name, s.refused, s.observed
+  FROM sums s LEFT JOIN keys k ON k.id = s.key LEFT JOIN accounts a ON a.id = k.account
+ WHERE $4::text IS NULL OR (s.reason, s.level, s.key) > ($4, $5::text, $6::text)
+ ORDER BY s.reason, s.level, s.key
+ LIMIT $7
+"""
 
 
 _LATEST: Final = """

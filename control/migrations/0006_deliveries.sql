@@ -10,6 +10,9 @@ CREATE INDEX alert_deliveries_waiting ON alert_deliveries (destination, next_att
 CREATE INDEX alert_deliveries_leased ON alert_deliveries (destination, leased_until) WHERE leased_until IS NOT NULL;
 CREATE INDEX alert_deliveries_of_destination ON alert_deliveries (destination);
 
+-- Why requests were refused is asked by organization and time.
+CREATE INDEX refusals_of ON refusals (organization, minute);
+
 -- Alerts of windows that ended long ago are removed, their deliveries with them. One of a window that never ends stays: it is
 -- what keeps the threshold from being told twice.
 CREATE INDEX alerts_oldest ON alerts (crossed_at) WHERE reset_period <> 'never';

@@ -102,6 +102,33 @@ async def test_usage_is_summed_by_account(api: Api, used: tuple[Workload, Worklo
     assert [rows["second-worker"][name] for name in figures] == [1, 7, 4, "0.000001", 10, 100]
 
 
+async def test_why_requests_were_refused_is_told_by_reason_level_and_key(
+    api: Api, used: tuple[Workload, Workload], database: asyncpg.Connection
+) -> None:
+    await database.execute(
+        """INSERT INTO refusals (id, minute, count, organization, account, key, route, reason, level)
+           SELECT 'more' || n, date_trunc('minute', now()), n, organization, account, key, route, 'rate_limited', v.level
+             FROM refusals CROSS JOIN (VALUES (1, 'key'), (2, 'account'), (3, 'account')) AS v (n, level)
+            WHERE NOT observed"""
+    )
+    path = "/v1/organizations/acme/usage?group_by=reason"
+    rows = (await api.get(path)).body["data"]
+
+    said = [(row["reason"], row["level"], row["refused"], row["observed"]) for row in rows]
+    assert said == [
+        ("budget_exceeded", None, 7, 4), ("rate_limited", "account", 5, 0), ("rate_limited", "key", 1, 0),
+    ]  # fmt: skip
+    assert {(row["key"], row["account_name"]) for row in rows} == {(used[1].key["id"], "second-worker")}
+    first = (await api.get(f"{path}&limit=2")).body
+    rest = (await api.get(f"{path}&limit=2&cursor={first['next']}")).body
+    assert first["data"] + rest["data"] == rows
+    assert rest["next"] is None
+    wrong = await api.get(f"{path}&cursor={first['next'][:-4]}")
+    assert (wrong.status, wrong.code) == (400, "invalid_cursor")
+    assert (await api.get(f"{path}&from=2020-01-01&to=2020-02-01")).body["data"] == []
+    assert (await api.get("/v1/organizations/idle/usage?group_by=reason")).body["data"] == []
+
+
 @pytest.mark.parametrize(
     ("group_by", "rows"), [("account", 2), ("key", 2), ("route", 2), ("hour", 1), ("day", 1)]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from gateway import refused as refused_module
@@ -134,10 +136,10 @@ def test_a_refusal_for_nobodys_limit_names_no_level() -> None:
 def test_no_two_rows_have_one_id() -> None:
     with World((ROUTE, OTHER)) as world:
         world.redis.refusal = [b"budget", b"key", 5, 5, 0, 0]
-        for _ in range(3):
+        for seconds in (1.0, 2.0, 4.0):
             for path in (b"/x", b"/git/x"):
                 asks(world, path)
-            world.advance(1.0)
+            world.advance(seconds)
         ids = [row.id for row in refusal_counts(world)]
         assert len(ids) == len(set(ids)) >= 6
 
@@ -157,3 +159,23 @@ def test_at_the_bound_what_is_counted_already_counts_on(monkeypatch: pytest.Monk
 def test_every_reason_that_is_observed_is_one_that_refuses() -> None:
     assert set(OBSERVED) == {b"budget", b"rate", b"in_flight"}
     assert len(set(OBSERVED.values())) == 3
+
+
+def test_a_flood_is_a_few_rows_a_minute_and_is_counted_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_s = 1_900_000_000.0 // 60 * 60
+    monkeypatch.setattr(refused_module, "time", SimpleNamespace(time=lambda: at_s))
+    with World() as world:
+        (caller,) = world.proxy.directory._callers.values()
+        for _ in range(600):  # two minutes
+            world.proxy.refused.add(caller, "models", Reason.BUDGET_EXCEEDED, "key")
+            at_s += 0.2
+            world.advance(0.2)
+        at_s += 60
+        world.advance(1.0)
+        rows = refusal_counts(world)
+        assert sum(row.count for row in rows) == 600
+        assert len(rows) <= 2 * 9
+        assert {row.minute_ms for row in rows} == {
+            1_900_000_000 // 60 * 60_000 + more for more in (0, 60_000)
+        }
+        assert not world.proxy.refused._counts, "a minute that is over is forgotten"
