@@ -112,6 +112,7 @@ class Estimating(Admission):
             return self._estimated
         ahead = self._lane.ahead
         says: Mapping[Pointer, Found] = {}
+        behind = b""
         if ahead is not None:
             if not self._body_done and self._early_size < self._lane.route.read_ahead_bytes:
                 if self._expects_continue:
@@ -122,18 +123,23 @@ class Estimating(Admission):
                 self.client.resume_reading()
                 return None
             begun = b"".join(self._early)
-            if self._body_done:
+            behind = begun[self._lane.route.read_ahead_bytes :]  # whether it came with the rest is chance
+            if self._body_done and not behind:
                 values = ahead.plan.find(begun, is_whole=True)
             else:
                 scan = ahead.plan.begin()
-                scan.feed(begun)
-                values = scan.values
+                scan.feed(begun[: len(begun) - len(behind)])
+                values = list(scan.values)
                 self._scan = scan if scan.is_json else None
             says = dict(zip(ahead.pointers, values, strict=True))
         refusal = self._judge(says)
         if refusal is not None:
             self._refuse(refusal)
             return None
+        if behind and self._scan is not None:
+            self._watch_body(behind)
+            if self._is_over:
+                return None
         self._estimated = bulk(self._held)
         return self._estimated
 
@@ -164,7 +170,8 @@ class Estimating(Admission):
                 wanted = max(count, wanted or 0)  # which of them the upstream goes by, nobody knows here
         if wanted is None and container is not None:  # and none of the others leads into it
             return _no_number(container)
-        self._foreseen = max(self.head.length, self._early_size)  # of a body in chunks, what is there already
+        ahead = min(self._early_size, route.read_ahead_bytes)  # of a body in chunks, what may be read ahead
+        self._foreseen = max(self.head.length, ahead)
         self._held = estimate.amount(self._foreseen, wanted, self._rates, route.price.cap)
         return None
 

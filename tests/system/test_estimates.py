@@ -46,7 +46,7 @@ async def test_the_sdk_is_held_for_the_tokens_that_it_asks_for_and_charged_for_t
             model="m", messages=[QUESTION], max_completion_tokens=60, max_tokens=9_000, extra_headers=named("both", PLAY)
         )  # fmt: skip
         await create(model="m", messages=[QUESTION], extra_headers=named("none", PLAY))
-    asked = {"old": 250, "new": 60, "both": 60, "none": 4_000}
+    asked = {"old": 250, "new": 60, "both": 9_000, "none": 4_000}
     sizes = [visit.body_bytes for visit in models.of(workload.key)]
     rows = await rows_by_name(installation, workload.tag)
     assert {name: (row["held"], row["cost"], row["bytes_in"]) for name, row in rows.items()} == {
@@ -123,7 +123,8 @@ async def test_a_body_that_comes_in_pieces_is_waited_for_up_to_the_bound_and_pas
     assert list(seen.values()) == [len(b"".join(small)), len(announced)]
     rows = await rows_by_name(installation, workload.tag)
     assert {name: row["held"] for name, row in rows.items()} == {
-        "small": held_for(123, 0), "large": BASE + MISSING, "announced": held_for(4_000, len(announced)),
+        "small": held_for(123, len(b"".join(small))), "large": held_for(4_000, 65_536),
+        "announced": held_for(4_000, len(announced)),
     }  # fmt: skip
 
 

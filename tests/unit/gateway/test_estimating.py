@@ -121,6 +121,27 @@ def test_a_body_in_chunks_is_charged_like_one_of_known_length_where_nobody_says_
     assert costs[0] == costs[1] >= 1_000 + 800 * size // 1024
 
 
+@pytest.mark.parametrize("where", [-40, -1, 0, 1, 40])
+def test_what_counts_of_a_body_depends_on_where_it_is_and_not_on_how_the_body_came(where: int) -> None:
+    """The same answer and the same hold, whether it came at once or in pieces."""
+    field, start = b'"max_tokens":7,"model":"small"', b'{"text":"'
+    body = start + b"x" * (AHEAD - len(start) - len(field) - 2 + where) + b'",' + field + b"}"
+    found = set()
+    for sizes in ([len(body)], [AHEAD, len(body)], [1_000] * (len(body) // 1_000 + 1), [AHEAD - 1] * 2):
+        with chat_world() as world:
+            message, at = post(body), 0
+            client = world.client()
+            head = len(message) - len(body)
+            client.say(message[:head])
+            for size in sizes:
+                client.say(message[head + at : head + at + size])
+                world.settle_down()
+                at += size
+            status = bytes(client.sent)[9:12]
+            found.add((status, held(world) if world.redis.admitted else None))
+    assert len(found) == 1, found
+
+
 # -- what has no rate
 
 
