@@ -79,10 +79,6 @@ class Resolver(AbstractResolver):
                 return sock
         raise failure
 
-    def is_asking(self, host: str) -> bool:
-        """Whether a thread is at it."""
-        return host in self._asking
-
     async def close(self) -> None:
         """Nothing is kept open."""
 
