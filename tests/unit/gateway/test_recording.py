@@ -12,7 +12,7 @@ from gateway.contract.ids import AccountId, KeyId, OrganizationTag
 from gateway.contract.money import AMOUNT_MAX
 from gateway.contract.records import Hold, Identity
 from gateway.contract.usage_event import OUTCOMES, PATH_LENGTH_MAX, Outcome, UsageEvent
-from gateway.http1.head import HeadError, RequestHead, parse_request
+from gateway.http1.head import METHOD_LENGTH_MAX, HeadError, RequestHead, parse_request
 from gateway.http1.target import normalise
 from gateway.recording import (
     ATTRIBUTION_LENGTH_MAX,
@@ -35,7 +35,8 @@ WHO = Identity(
 )
 TOKEN_CHARACTERS = st.sampled_from("!#$%&'*+.^_`|~-0AaZz")
 METHODS = st.one_of(
-    st.sampled_from(["GET", "POST", "M-SEARCH"]), st.text(TOKEN_CHARACTERS, min_size=1, max_size=40)
+    st.sampled_from(["GET", "POST", "M-SEARCH"]),
+    st.text(TOKEN_CHARACTERS, min_size=1, max_size=METHOD_LENGTH_MAX),
 )
 SEGMENTS = st.text(st.sampled_from("abcXYZ019-._~!$&'()*+,;=:@"), max_size=12) | st.sampled_from(
     ["%22", "%5B", "%C3%A9", "%20", "%25"]
