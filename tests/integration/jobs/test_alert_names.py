@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from control.delivery import mail
+from control.delivery import resolver as resolver_module
 from control.delivery.mail import MailServer
 from control.delivery.message import of_test
-from control.delivery.resolver import THREADS_MAX, NotResolvedInTime, Resolver
+from control.delivery.resolver import NotResolvedInTime, Resolver
 from control.domain import deliveries
 from gateway.contract.ids import OrganizationTag
 from tests.integration.jobs.alert_world import alerted_in
@@ -100,13 +101,16 @@ async def _resolved(resolver: Resolver, host: str) -> list[tuple[str, int]]:
             await asyncio.sleep(0.01)
 
 
-async def test_no_more_threads_look_names_up_than_may_be_on_their_way(names: NameServer) -> None:
+async def test_no_more_threads_look_names_up_than_may(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver_module, "THREADS_MAX", 16)
     resolver = Resolver(patience_s=0.5)
-    hosts = [f"n{number}.silent.example" for number in range(2 * THREADS_MAX)]
+    hosts = [f"n{number}.silent.example" for number in range(40)]
     before = threading.active_count()
     found = await asyncio.gather(*(resolver.resolve(host, 80) for host in hosts), return_exceptions=True)
     assert {type(each) for each in found} == {NotResolvedInTime}
-    assert threading.active_count() - before <= THREADS_MAX == len(names.asked)
+    assert threading.active_count() - before <= 16 == len(names.asked)
     names.answers.set()
     await until(lambda: threading.active_count() <= before)
 
