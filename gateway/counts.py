@@ -59,5 +59,10 @@ def scanned(text: bytes, tree: PointerTree, wanted: tuple[Way, ...]) -> Callable
     JSON allows, or because it is no JSON; then nothing can be read at any place."""
     scan = JsonScan(tree)
     scan.feed(text)
+    return ended(scan, wanted)
+
+
+def ended(scan: JsonScan, wanted: tuple[Way, ...]) -> Callable[[Way], object]:
+    """What a scan has found at each place, now that the document is whole."""
     scan.end()
     return dict(zip(wanted, scan.values, strict=True)).__getitem__

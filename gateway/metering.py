@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 
 import orjson
 
-from gateway.counts import COUNT_MAX, UNREADABLE, Way, first_count, first_text, scanned
+from gateway.counts import COUNT_MAX, UNREADABLE, Way, ended, first_count, first_text, scanned
 from gateway.decoding import Decoding, DecodingError, codings_of
 from gateway.event_stream import EventStream, Names
 from gateway.json_pointer import Pointer, look_up, position
@@ -264,8 +264,7 @@ class _JsonReading(_BodyReading):
 
     def _finish(self) -> None:
         if self._scan is not None:
-            self._scan.end()
-            self._report(dict(zip(self._plan.wanted, self._scan.values, strict=True)).__getitem__)
+            self._report(ended(self._scan, self._plan.wanted))
             return
         body = b"".join(self._pieces)
         try:

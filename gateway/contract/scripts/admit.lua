@@ -48,8 +48,7 @@ local records, read = {}, {}
 
 local function roll(record)
   local window = tonumber(record[WINDOW] or 0)
-  local rule = redis.call('HMGET', record.name, 'period', 'billing_day', 'since')
-  local start, finish = window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
+  local start, finish = window_of(record.name, now)
   if start > window then
     window, record[SPENT], record[HELD], record[OBSERVED] = start, 0, 0, 0
     if record.level == 'organization' then record[LOST] = 0 end

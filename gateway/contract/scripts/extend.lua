@@ -42,8 +42,7 @@ if added > 0 then
     local limit, window, window_end = tonumber(level[2]), tonumber(level[3] or 0), tonumber(level[4] or 0)
     local spent, held, lost = tonumber(level[5] or 0), tonumber(level[6] or 0), tonumber(level[10] or 0)
     if now >= window_end then
-      local rule = redis.call('HMGET', KEYS[index], 'period', 'billing_day', 'since')
-      local start, finish = window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
+      local start, finish = window_of(KEYS[index], now)
       window_end = finish
       if start > window then window, spent, held, lost, level.is_new = start, 0, 0, 0, true end
     end

@@ -28,23 +28,19 @@ if not version then
 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'window_end', '0', unpack(ARGV, 5))
 
-local names = {'limit', 'lost', 'spent', 'alerted', 'window', 'period', 'billing_day', 'since'}
-local record = {}
-for i, value in ipairs(redis.call('HMGET', KEYS[1], unpack(names))) do record[names[i]] = value end
 local clock = redis.call('TIME')
-local now = clock[1] * 1000 + floor(clock[2] / 1000)
-local start = window_at(record.period, now, tonumber(record.billing_day or 1), tonumber(record.since or 0))
-if start > tonumber(record.window or 0) then
+local now = redis.call('HMGET', KEYS[1], 'limit', 'lost', 'spent', 'alerted', 'window')
+if window_of(KEYS[1], clock[1] * 1000 + floor(clock[2] / 1000)) > tonumber(now[5] or 0) then
   redis.call('HSET', KEYS[1], 'alert_at', '')
   return 1
 end
 redis.call('HSET', KEYS[1], 'alert_at', '0')
-local limit, alerted = tonumber(record.limit), tonumber(record.alerted) or 0
+local limit, alerted = tonumber(now[1]), tonumber(now[4]) or 0
 if alerted > 0 then
   local reached = 0
   if limit then
-    limit = limit - (tonumber(record.lost) or 0)
-    reached = limit > 0 and floor(record.spent * 100 / limit) or alerted
+    limit = limit - (tonumber(now[2]) or 0)
+    reached = limit > 0 and floor(now[3] * 100 / limit) or alerted
   end
   if reached < alerted then redis.call('HSET', KEYS[1], 'alerted', ('%d'):format(reached)) end
 end

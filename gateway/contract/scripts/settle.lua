@@ -34,10 +34,10 @@ local records, read, whole = {}, {}, '%d'
 
 -- Whether grants are of the record's window: they are of the present one.
 local function is_current(record)
-  local rule = redis.call('HMGET', record.name, 'limit', 'window_end', 'period', 'billing_day', 'since')
+  local rule = redis.call('HMGET', record.name, 'limit', 'window_end')
   if not tonumber(rule[1]) then return false end
   if now < tonumber(rule[2] or 0) then return true end
-  return window_at(rule[3], now, tonumber(rule[4] or 1), tonumber(rule[5] or 0)) <= tonumber(record[WINDOW])
+  return window_of(record.name, now) <= tonumber(record[WINDOW])
 end
 
 local function look_for_losses(record)

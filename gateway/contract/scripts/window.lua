@@ -73,3 +73,9 @@ local function window_at(period, now, billing_day, since)
   if start < since then start = since end
   return start, finish
 end
+
+-- The window that holds `now` by the rules of the record `name`.
+local function window_of(name, now)
+  local rule = redis.call('HMGET', name, 'period', 'billing_day', 'since')
+  return window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
+end

@@ -25,6 +25,15 @@ SEALING = Sealing(Pepper(b"\xab" * 16), SEALING_PURPOSE)
 DAY = timedelta(days=1)
 
 
+_MAKE = """
+INSERT INTO alerts (id, organization, level, entity, reset_period, billing_day, window_ms, threshold,
+                    limit_microcredits, spent_microcredits, crossed_at, fanned_out_at)
+SELECT 'al_' || $2 || number, $1, 'key', $2 || number, $3, 1, 0, 80, 100, 80, now() - $4 * interval '1 day',
+       CASE WHEN $6 THEN now() END
+  FROM generate_series(1, $5::int) AS number
+"""
+
+
 @dataclass(slots=True)
 class Alerted:
     """One organization, whose key crosses thresholds when it is told to."""
@@ -68,6 +77,12 @@ class Alerted:
         for crossing in crossings:
             await self.world.append(self.workload, crossing.encode())
         await drain.run_once(self.world.context)
+
+    async def make_alerts(
+        self, name: str, count: int, *, period: str = "hourly", days_ago: int = 0, fanned_out: bool = True
+    ) -> None:
+        """So many rows as drain and fan-out leave them, each of an entity of its own."""
+        await self.postgres.execute(_MAKE, self.tag, name, period, days_ago, count, fanned_out)
 
     async def tell(self) -> Told:
         return await alerts.run_once(self.world.context, self.post)

@@ -19,13 +19,6 @@ from tests.integration.jobs.world import World
 from tests.integration.receivers import receiving
 
 ROUNDS = 40
-_MAKE = """
-INSERT INTO alerts (id, organization, level, entity, reset_period, billing_day, window_ms, threshold,
-                    limit_microcredits, spent_microcredits, crossed_at, fanned_out_at)
-SELECT 'al_' || $2 || number, $1, 'key', $2 || number, 'hourly', 1, 0, 80, 100, 80, now() - $3 * interval '1 day',
-       CASE WHEN $3 > 0 THEN now() END
-  FROM generate_series(1, $4::int) AS number
-"""
 
 
 @pytest.fixture
@@ -51,7 +44,7 @@ async def test_whatever_changes_many_deliveries_at_once_nothing_ends_in_a_deadlo
         await alerted.postgres.execute(
             "UPDATE alert_destinations SET name = name WHERE id = $1", chance.choice(found).id
         )
-    await alerted.postgres.execute(_MAKE, alerted.tag, "old", 500, ROUNDS * 100)
+    await alerted.make_alerts("old", ROUNDS * 100, days_ago=500)
     await alerted.postgres.execute(
         "INSERT INTO alert_deliveries (alert, destination) SELECT a.id, t.id FROM alerts a, alert_destinations t"
         " ORDER BY random()"
@@ -73,7 +66,7 @@ async def test_whatever_changes_many_deliveries_at_once_nothing_ends_in_a_deadlo
         await retention.run_once(Context(removing, alerted.world.redis, alerted.world.layout), 400)
 
     async def fan_out(number: int) -> None:
-        await fanning.execute(_MAKE, alerted.tag, f"new{number}-", 0, 5)
+        await alerted.make_alerts(f"new{number}-", 5, fanned_out=False)
         await deliveries.fan_out(fanning)
 
     async def often(what: Callable[[int], Awaitable[None]]) -> None:

@@ -151,28 +151,6 @@ async def test_a_success_that_began_after_the_failures_ends_the_spell(alerted: A
             assert (shown.failing_since is None, shown.paused_until is None) == (ends, ends)
 
 
-async def test_a_delivery_that_is_given_up_leaves_its_destination_well(alerted: Alerted) -> None:
-    async with receiving() as receiver:
-        destination = await alerted.add(url=receiver.url)
-        receiver.answer = 400
-        await alerted.cross(alerted.crossing(50))
-        await alerted.tell()
-        await alerted.let_a_day_pass()
-        receiver.answer = 200
-        await alerted.cross(alerted.crossing(80))
-        await alerted.postgres.execute(
-            "UPDATE alert_deliveries SET next_attempt_at = now() + interval '1 hour' WHERE attempts > 0"
-        )
-        await alerted.tell()
-        receiver.answer = 400
-        await alerted.let_it_be_due()
-        await alerted.tell()
-
-    shown = await alerted.destination(destination)
-    assert sorted(row["status"] for row in await alerted.deliveries()) == ["delivered", "failed"]
-    assert (shown.failing_since, shown.paused_until, shown.is_enabled) == (None, None, True)
-
-
 async def test_failures_of_long_ago_say_nothing_of_a_destination_that_nobody_has_tried_since(
     alerted: Alerted,
 ) -> None:

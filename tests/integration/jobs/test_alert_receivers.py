@@ -179,6 +179,8 @@ async def test_one_alert_that_a_healthy_receiver_refuses_for_a_day_is_given_up_a
 
         statuses = sorted(row["status"] for row in await alerted.deliveries())
         assert statuses == ["delivered", "failed"]
+        shown = await alerted.destination(destination)
+        assert (shown.failing_since, shown.paused_until, shown.is_enabled) == (None, None, True), "it is well"
         assert alerted.metric("alert_deliveries_total", kind="webhook", result="given_up") == 1
         receiver.answer = 200
         await alerted.enable(destination)

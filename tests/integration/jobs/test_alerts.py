@@ -161,13 +161,7 @@ async def test_a_claim_reads_as_little_however_much_waits(alerted: Alerted) -> N
     postgres = alerted.postgres
     for number in range(3):
         await alerted.add(url=f"http://127.0.0.1:1/{number}")
-    await postgres.execute(
-        """INSERT INTO alerts (id, organization, level, entity, reset_period, billing_day, window_ms, threshold,
-                               limit_microcredits, spent_microcredits, crossed_at, fanned_out_at)
-           SELECT 'al_' || number, $1, 'key', 'key' || number, 'hourly', 1, 0, 80, 100, 80, now(), now()
-             FROM generate_series(1, 10000) AS number""",
-        alerted.tag,
-    )
+    await alerted.make_alerts("due", 10_000)
     await postgres.execute(
         "INSERT INTO alert_deliveries (alert, destination, next_attempt_at)"
         " SELECT a.id, t.id, now() FROM alerts a CROSS JOIN alert_destinations t"

@@ -10,26 +10,15 @@ from tests.integration.jobs.alert_world import Alerted, alerted_in
 from tests.integration.jobs.world import World
 from tests.integration.receivers import receiving
 
-_MAKE = """
-INSERT INTO alerts (id, organization, level, entity, reset_period, billing_day, window_ms, threshold,
-                    limit_microcredits, spent_microcredits, crossed_at, fanned_out_at)
-SELECT 'al_' || $2 || number, $1, 'key', $2 || number, $2, 1, 0, 80, 100, 80, now() - $3 * interval '1 day', now()
-  FROM generate_series(1, $4::int) AS number
-"""
-
 
 @pytest.fixture
 async def alerted(world: World) -> Alerted:
     return await alerted_in(world)
 
 
-async def _make(alerted: Alerted, period: str, days_ago: int, count: int = 1) -> None:
-    await alerted.postgres.execute(_MAKE, alerted.tag, period, days_ago, count)
-
-
 async def test_alerts_of_windows_that_ended_long_ago_are_removed_and_others_stay(alerted: Alerted) -> None:
     for period, days_ago in (("hourly", 401), ("monthly", 500), ("daily", 399), ("never", 5_000)):
-        await _make(alerted, period, days_ago)
+        await alerted.make_alerts(period, 1, period=period, days_ago=days_ago)
 
     assert await retention.run_once(alerted.world.context, 400) == 2
     assert await retention.run_once(alerted.world.context, 400) == 0
@@ -37,7 +26,7 @@ async def test_alerts_of_windows_that_ended_long_ago_are_removed_and_others_stay
 
 
 async def test_many_are_removed_in_steps_with_their_deliveries(alerted: Alerted) -> None:
-    await _make(alerted, "hourly", 500, 2 * retention.BATCH + 5)
+    await alerted.make_alerts("old", 2 * retention.BATCH + 5, days_ago=500)
     async with receiving() as receiver:
         destination = await alerted.add(url=receiver.url)
     await alerted.postgres.execute(
@@ -53,7 +42,7 @@ async def test_many_are_removed_in_steps_with_their_deliveries(alerted: Alerted)
 
 
 async def test_it_is_said_how_many_were_never_told_to_somebody(alerted: Alerted) -> None:
-    await _make(alerted, "hourly", 500, 3)
+    await alerted.make_alerts("old", 3, days_ago=500)
     for number in range(2):
         destination = await alerted.add(url=f"http://127.0.0.1:1/{number}")
         await alerted.postgres.execute(
