@@ -48,7 +48,7 @@ local records, read = {}, {}
 
 local function roll(record)
   local window = tonumber(record[WINDOW] or 0)
-  local start, finish = window_of(record.name, now)
+  local start, finish = window_of(redis.call('HMGET', record.name, 'period', 'billing_day', 'since'), now)
   if start > window then
     window, record[SPENT], record[HELD], record[OBSERVED] = start, 0, 0, 0
     if record.level == 'organization' then record[LOST] = 0 end

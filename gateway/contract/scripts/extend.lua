@@ -42,7 +42,7 @@ if added > 0 then
     local limit, window, window_end = tonumber(level[2]), tonumber(level[3] or 0), tonumber(level[4] or 0)
     local spent, held, lost = tonumber(level[5] or 0), tonumber(level[6] or 0), tonumber(level[10] or 0)
     if now >= window_end then
-      local start, finish = window_of(KEYS[index], now)
+      local start, finish = window_of(redis.call('HMGET', KEYS[index], 'period', 'billing_day', 'since'), now)
       window_end = finish
       if start > window then window, spent, held, lost, level.is_new = start, 0, 0, 0, true end
     end

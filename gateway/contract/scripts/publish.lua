@@ -30,7 +30,8 @@ redis.call('HSET', KEYS[1], 'version', ARGV[1], 'window_end', '0', unpack(ARGV, 
 
 local clock = redis.call('TIME')
 local now = redis.call('HMGET', KEYS[1], 'limit', 'lost', 'spent', 'alerted', 'window')
-if window_of(KEYS[1], clock[1] * 1000 + floor(clock[2] / 1000)) > tonumber(now[5] or 0) then
+local rule = redis.call('HMGET', KEYS[1], 'period', 'billing_day', 'since')
+if window_of(rule, clock[1] * 1000 + floor(clock[2] / 1000)) > tonumber(now[5] or 0) then
   redis.call('HSET', KEYS[1], 'alert_at', '')
   return 1
 end

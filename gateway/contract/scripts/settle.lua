@@ -37,7 +37,8 @@ local function is_current(record)
   local rule = redis.call('HMGET', record.name, 'limit', 'window_end')
   if not tonumber(rule[1]) then return false end
   if now < tonumber(rule[2] or 0) then return true end
-  return window_of(record.name, now) <= tonumber(record[WINDOW])
+  local start = window_of(redis.call('HMGET', record.name, 'period', 'billing_day', 'since'), now)
+  return start <= tonumber(record[WINDOW])
 end
 
 local function look_for_losses(record)

@@ -74,8 +74,7 @@ local function window_at(period, now, billing_day, since)
   return start, finish
 end
 
--- The window that holds `now` by the rules of the record `name`.
-local function window_of(name, now)
-  local rule = redis.call('HMGET', name, 'period', 'billing_day', 'since')
+-- The window that holds `now` by a record's rule: its fields period, billing_day and since.
+local function window_of(rule, now)
   return window_at(rule[1], now, tonumber(rule[2] or 1), tonumber(rule[3] or 0))
 end
